@@ -1,0 +1,29 @@
+"""Attacks: pure, jit-able functions of (key, logits_fn, images, labels), one radius a sample."""
+
+from jax_advtrain.attacks import norms as norms
+from jax_advtrain.attacks.boundary import BoundaryResult as BoundaryResult
+from jax_advtrain.attacks.boundary import OnBoundary as OnBoundary
+from jax_advtrain.attacks.boundary import on_boundary as on_boundary
+from jax_advtrain.attacks.compose import restarts as restarts
+from jax_advtrain.attacks.compose import worst_of as worst_of
+from jax_advtrain.attacks.losses import Loss as Loss
+from jax_advtrain.attacks.losses import binary_cross_entropy as binary_cross_entropy
+from jax_advtrain.attacks.losses import binary_logit_margin as binary_logit_margin
+from jax_advtrain.attacks.losses import classification_margin as classification_margin
+from jax_advtrain.attacks.losses import cross_entropy as cross_entropy
+from jax_advtrain.attacks.losses import is_right as is_right
+from jax_advtrain.attacks.losses import logit_margin as logit_margin
+from jax_advtrain.attacks.losses import predict as predict
+from jax_advtrain.attacks.losses import soft_logit_margin as soft_logit_margin
+from jax_advtrain.attacks.losses import with_temperature as with_temperature
+from jax_advtrain.attacks.noise import Noise as Noise
+from jax_advtrain.attacks.noise import noise as noise
+from jax_advtrain.attacks.pgd import PGD as PGD
+from jax_advtrain.attacks.pgd import fgsm as fgsm
+from jax_advtrain.attacks.pgd import ifgsm as ifgsm
+from jax_advtrain.attacks.pgd import ifgsm_steps as ifgsm_steps
+from jax_advtrain.attacks.pgd import pgd as pgd
+from jax_advtrain.attacks.protocol import Attack as Attack
+from jax_advtrain.attacks.protocol import AttackResult as AttackResult
+from jax_advtrain.attacks.protocol import validate as validate
+from jax_advtrain.attacks.registry import from_config as from_config

@@ -1,0 +1,125 @@
+"""Attacks made from attacks."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jax_advtrain.attacks import norms
+from jax_advtrain.attacks.protocol import Attack, AttackResult, per_sample_keys
+
+
+def stronger(first: AttackResult, second: AttackResult) -> AttackResult:
+    """Per sample the stronger of two results: a wrong prediction beats a right one, then the larger score; a tie keeps
+    the first. Counts of hits and of bad gradients add up."""
+    better = jnp.where(first.is_right == second.is_right, second.score > first.score, first.is_right)
+
+    def pick(old, new):
+        return jnp.where(norms.per_sample(better, new) > 0 if new.ndim > 1 else better, new, old)
+
+    return AttackResult(
+        images=pick(first.images, second.images),
+        is_right=pick(first.is_right, second.is_right),
+        score=pick(first.score, second.score),
+        hits=first.hits + second.hits,
+        zero_gradients=first.zero_gradients + second.zero_gradients,
+        nonfinite_gradients=first.nonfinite_gradients + second.nonfinite_gradients,
+        winner=pick(first.winner, second.winner),
+    )
+
+
+def _fold_in(keys: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=["num_restarts"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Restarts:
+    """An attack run several times, each with its own keys; see `restarts`."""
+
+    attack: Attack
+    num_restarts: int
+
+    def run(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> AttackResult:
+        """Runs all restarts one after the other; memory does not grow with their number. `winner` is the restart."""
+        keys = per_sample_keys(key, images.shape[0])
+
+        def once(number):
+            found = self.attack.run(
+                _fold_in(keys, number),
+                logits_fn,
+                images,
+                labels,
+                targets=targets,
+                epsilon=epsilon,
+                start=start,
+            )
+            return found._replace(winner=jnp.zeros_like(found.winner) + jnp.asarray(number, found.winner.dtype))
+
+        return jax.lax.fori_loop(1, self.num_restarts, lambda number, best: stronger(best, once(number)), once(0))
+
+    def __call__(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> jax.Array:
+        """The attacked images."""
+        return self.run(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start).images
+
+    @property
+    def passes(self) -> int:
+        return self.num_restarts * self.attack.passes
+
+
+def restarts(attack: Attack, num_restarts: int) -> Attack:
+    """The per-sample strongest of `num_restarts` runs; restart r of a sample uses fold_in(its key, r).
+
+    Raises:
+      ValueError: num_restarts < 1.
+    """
+    if isinstance(num_restarts, bool) or not isinstance(num_restarts, int) or num_restarts < 1:
+        raise ValueError(f"num_restarts is {num_restarts!r}; give a whole number from 1")
+    return Restarts(attack, num_restarts)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, eq=False)
+class WorstOf:
+    """Several attacks on the same samples; see `worst_of`."""
+
+    members: tuple[Attack, ...]
+
+    def run(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> AttackResult:
+        """Runs all members; `winner` is the position of the one whose result is returned."""
+        keys = per_sample_keys(key, images.shape[0])
+        best = None
+        for number, member in enumerate(self.members):
+            found = member.run(
+                _fold_in(keys, number),
+                logits_fn,
+                images,
+                labels,
+                targets=targets,
+                epsilon=epsilon,
+                start=start,
+            )
+            found = found._replace(winner=jnp.full_like(found.winner, number))
+            best = found if best is None else stronger(best, found)
+        assert best is not None
+        return best
+
+    def __call__(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> jax.Array:
+        """The attacked images."""
+        return self.run(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start).images
+
+    @property
+    def passes(self) -> int:
+        return sum(member.passes for member in self.members)
+
+
+def worst_of(*members: Attack) -> Attack:
+    """Per sample the strongest result of several attacks; ties keep the earlier one.
+
+    Raises:
+      ValueError: no members.
+    """
+    if not members:
+        raise ValueError("worst_of needs at least one attack")
+    return WorstOf(tuple(members))

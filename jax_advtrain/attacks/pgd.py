@@ -1,0 +1,309 @@
+"""Projected gradient ascent: one loop, of which PGD, FGSM and IFGSM are settings."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_advtrain.attacks import losses, norms
+from jax_advtrain.attacks.protocol import (
+    AttackResult,
+    LogitsFn,
+    Problem,
+    check_number,
+    check_per_sample,
+    make_problem,
+    zeros_per_sample,
+)
+
+STARTS = ("random", "clean")
+
+
+class AscentState(NamedTuple):
+    """State of the ascent; every array leads with the batch axis.
+
+    Attributes:
+      problem: what is attacked.
+      step_size: step of each sample.
+      iterate: the present images.
+      optimizer_state: of the inner optimizer, one state a sample.
+      steps: updates done.
+      hits, zero_gradients, nonfinite_gradients: as in `AttackResult`.
+    """
+
+    problem: Problem
+    step_size: Float[Array, "batch"]
+    iterate: Float[Array, "batch *image"]
+    optimizer_state: Any
+    steps: Int[Array, "batch"]
+    hits: Int[Array, "batch"]
+    zero_gradients: Int[Array, "batch"]
+    nonfinite_gradients: Int[Array, "batch"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["epsilon", "step_size", "alpha", "loss"],
+    meta_fields=["norm", "num_steps", "start", "project", "optimizer", "is_right", "score"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class PGD:
+    """Projected gradient ascent (Madry et al. 2018), the settings of `pgd`, `fgsm` and `ifgsm`; see `pgd`."""
+
+    epsilon: jax.typing.ArrayLike
+    step_size: jax.typing.ArrayLike | None
+    alpha: jax.typing.ArrayLike | None
+    loss: losses.Loss
+    norm: str
+    num_steps: int
+    start: str
+    project: bool
+    optimizer: optax.GradientTransformation | None
+    is_right: Callable[[jax.Array, jax.Array], jax.Array]
+    score: Callable[[jax.Array, jax.Array], jax.Array]
+
+    def init(
+        self,
+        key: jax.Array,
+        logits_fn: LogitsFn,
+        images: Float[Array, "batch *image"],
+        labels: Int[Array, "batch *dense"],
+        *,
+        targets: Int[Array, "batch *dense"] | None = None,
+        epsilon: jax.typing.ArrayLike | None = None,
+        start: Float[Array, "batch *image"] | None = None,
+    ) -> AscentState:
+        """The state before the first step; a given `start` is clamped to [0, 1] and not projected on the ball.
+
+        Raises:
+          ValueError: shapes or dtypes that do not fit; see `make_problem`.
+        """
+        del logits_fn
+        problem = make_problem(key, images, labels, targets, self.epsilon if epsilon is None else epsilon)
+        if start is not None:
+            if start.shape != images.shape or not jnp.issubdtype(start.dtype, jnp.floating):
+                raise ValueError(f"start is {start.dtype} of shape {start.shape}; give images of shape {images.shape}")
+            iterate = jnp.clip(start.astype(images.dtype), 0, 1)
+        elif self.start == "random":
+            noise = norms.uniform_in_ball(problem.keys, images, self.norm)
+            iterate = norms.project(
+                images, noise * norms.per_sample(problem.epsilon, images), problem.epsilon, self.norm
+            )
+        else:
+            iterate = images
+        zeros = zeros_per_sample(images, jnp.int32)
+        return AscentState(
+            problem=problem,
+            step_size=self._step_size(problem.epsilon),
+            iterate=iterate,
+            optimizer_state=None if self.optimizer is None else jax.vmap(self.optimizer.init)(iterate),
+            steps=zeros,
+            hits=zeros,
+            zero_gradients=zeros,
+            nonfinite_gradients=zeros,
+        )
+
+    def _step_size(self, epsilon: Float[Array, "batch"]) -> Float[Array, "batch"]:
+        name, value = ("step_size", self.step_size) if self.alpha is None else ("alpha", self.alpha)
+        number = jnp.asarray(1 if value is None else value, epsilon.dtype)
+        if number.shape not in ((), epsilon.shape):
+            raise ValueError(f"{name} has shape {number.shape}; give a scalar or one a sample: {epsilon.shape}")
+        if self.alpha is not None:
+            return number * epsilon / self.num_steps
+        return jnp.zeros_like(epsilon) + number
+
+    def is_fooled(self, outputs: jax.Array, problem: Problem) -> Bool[Array, "batch"]:
+        """Whether the model is wrong, or with targets whether it takes the sample for its target."""
+        aim = problem.labels if problem.targets is None else problem.targets
+        right = check_per_sample("is_right", self.is_right(outputs, aim), len(aim))
+        return ~right if problem.targets is None else right
+
+    def advance(self, logits_fn: LogitsFn, state: AscentState) -> tuple[AscentState, Bool[Array, "batch"]]:
+        """One step, and whether the iterate BEFORE it fooled the model (read off the same forward pass)."""
+        problem = state.problem
+
+        def ascended(images):
+            outputs = logits_fn(images)
+            aim = problem.labels if problem.targets is None else problem.targets
+            loss = check_per_sample("the loss", self.loss(outputs, aim, problem.labels), len(images))
+            return jnp.sum(loss if problem.targets is None else -loss), outputs
+
+        gradient, outputs = jax.grad(ascended, has_aux=True)(state.iterate)
+        fooled = self.is_fooled(outputs, problem)
+        gradient, nonfinite = norms.finite(gradient)
+        zero = (norms.length(gradient, "linf") == 0) & ~nonfinite
+        if self.optimizer is None:
+            updates, optimizer_state = norms.steepest_ascent(gradient, self.norm), None
+        else:
+            updates, optimizer_state = jax.vmap(self.optimizer.update)(-gradient, state.optimizer_state, state.iterate)
+            updates, broken = norms.finite(jnp.asarray(updates))
+            nonfinite = nonfinite | broken
+        moved = state.iterate + norms.per_sample(state.step_size, updates) * updates
+        if self.project:
+            moved = norms.project(problem.images, moved - problem.images, problem.epsilon, self.norm)
+        else:
+            moved = jnp.clip(moved, 0, 1)
+        return (
+            AscentState(
+                problem=problem,
+                step_size=state.step_size,
+                iterate=moved,
+                optimizer_state=optimizer_state,
+                steps=state.steps + 1,
+                hits=state.hits + fooled,
+                zero_gradients=state.zero_gradients + zero,
+                nonfinite_gradients=state.nonfinite_gradients + nonfinite,
+            ),
+            fooled,
+        )
+
+    def step(self, logits_fn: LogitsFn, state: AscentState) -> AscentState:
+        """One forward and backward pass, one update, one projection."""
+        return self.advance(logits_fn, state)[0]
+
+    def result(self, logits_fn: LogitsFn, state: AscentState) -> AttackResult:
+        """Classifies the final iterate (one forward pass)."""
+        outputs = logits_fn(state.iterate)
+        return AttackResult(
+            images=state.iterate,
+            is_right=self.is_right(outputs, state.problem.labels),
+            score=check_per_sample("score", self.score(outputs, state.problem.labels), len(state.iterate)),
+            hits=state.hits + self.is_fooled(outputs, state.problem),
+            zero_gradients=state.zero_gradients,
+            nonfinite_gradients=state.nonfinite_gradients,
+            winner=jnp.zeros_like(state.steps),
+        )
+
+    def run(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> AttackResult:
+        """All steps in one loop, and what came of it; arguments as in `init`."""
+        state = self.init(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start)
+        state = jax.lax.fori_loop(0, self.num_steps, lambda _, state: self.step(logits_fn, state), state)
+        return self.result(logits_fn, state)
+
+    def __call__(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> jax.Array:
+        """The attacked images; arguments as in `init`."""
+        return self.run(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start).images
+
+    @property
+    def passes(self) -> int:
+        """Forward plus backward passes a sample, the classification of the result included."""
+        return 2 * self.num_steps + 1
+
+
+def pgd(
+    *,
+    norm: str = "linf",
+    epsilon: jax.typing.ArrayLike,
+    num_steps: int = 20,
+    step_size: jax.typing.ArrayLike | None = None,
+    alpha: jax.typing.ArrayLike | None = None,
+    loss: str | losses.LossFunction | losses.Loss = "ce",
+    start: str = "random",
+    project: bool = True,
+    optimizer: optax.GradientTransformation | None = None,
+    is_right: Callable[[jax.Array, jax.Array], jax.Array] = losses.is_right,
+    score: Callable[[jax.Array, jax.Array], jax.Array] = losses.classification_margin,
+) -> PGD:
+    """PGD: x <- clip01(x0 + clip_eps(x + step_size * direction(grad loss) - x0)), `num_steps` times.
+
+    Args:
+      norm: "linf" or "l2".
+      epsilon: radius in pixel units of [0, 1]: a scalar or one a sample. 0 returns the image bit for bit.
+      num_steps: number of updates.
+      step_size: absolute step, a scalar or one a sample; excludes `alpha`.
+      alpha: relative step: step_size = alpha * epsilon / num_steps, so that an epsilon given at the call scales it.
+        Default 2.5 where neither is given.
+      loss: what is ascended: "ce", "lm", "slm", "bce", "lmb", a function, or `with_temperature(...)`.
+      start: "random" (uniform in the ball) or "clean"; `start=` at the call gives the images to start from.
+      project: False leaves out the projection on the ball and keeps the box alone, as the IMA reference's
+        `ifgsm_attack` does.
+      optimizer: any optax transformation in place of the steepest ascent. It minimises the negative loss, one state a
+        sample (so give a whole optimizer, say `optax.adam(0.01)`); its updates are multiplied by `step_size`
+        (default 1). Static: hashed by identity, so make it once.
+      is_right: (outputs, labels) -> (batch,) bool.
+      score: (outputs, labels) -> (batch,), how wrong a result is.
+
+    Returns:
+      An attack: call it as `attack(key, logits_fn, images, labels)`.
+
+    Raises:
+      ValueError: an unknown norm, loss or start, num_steps < 1, a negative or NaN number, step_size beside alpha.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> attack = pgd(norm="linf", epsilon=0.1, step_size=0.05, num_steps=4)
+      >>> weights = jnp.array([[1.0, -1.0], [0.0, 0.0]])
+      >>> x = jnp.array([[0.5, 0.5]])
+      >>> attack(jax.random.key(0), lambda x: x @ weights, x, jnp.array([0]))[0, 0].item()
+      0.4000000059604645
+
+    References:
+      Madry et al., Towards deep learning models resistant to adversarial attacks, ICLR 2018.
+    """
+    norms.check_norm(norm)
+    if start not in STARTS:
+        raise ValueError(f"start is {start!r}; give one of {', '.join(STARTS)}, or images at the call")
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps!r}; give a whole number from 1")
+    if alpha is not None and (step_size is not None or optimizer is not None):
+        raise ValueError("alpha makes the step relative to epsilon; leave it out beside step_size or an optimizer")
+    check_number("epsilon", epsilon)
+    for name, value in (("step_size", step_size), ("alpha", alpha)):
+        if value is not None:
+            check_number(name, value)
+    if alpha is None and step_size is None and optimizer is None:
+        alpha = 2.5
+    return PGD(
+        epsilon=epsilon,
+        step_size=step_size,
+        alpha=alpha,
+        loss=losses.as_loss(loss),
+        norm=norm,
+        num_steps=num_steps,
+        start=start,
+        project=project,
+        optimizer=optimizer,
+        is_right=is_right,
+        score=score,
+    )
+
+
+def fgsm(*, norm: str = "linf", epsilon: jax.typing.ArrayLike, loss="ce", **settings) -> PGD:
+    """FGSM (Goodfellow et al. 2015): one step of length epsilon from the clean image. Settings as in `pgd`."""
+    return pgd(norm=norm, epsilon=epsilon, num_steps=1, alpha=1, loss=loss, start="clean", **settings)
+
+
+def ifgsm(
+    *,
+    norm: str = "linf",
+    epsilon: jax.typing.ArrayLike,
+    num_steps: int = 10,
+    step_size: jax.typing.ArrayLike | None = None,
+    alpha: jax.typing.ArrayLike | None = None,
+    **settings,
+) -> PGD:
+    """IFGSM, also called BIM (Kurakin et al. 2017): PGD from the clean image; the step is epsilon / 4 by default.
+
+    Settings as in `pgd`.
+    """
+    if alpha is None and step_size is None and settings.get("optimizer") is None and isinstance(num_steps, int):
+        alpha = num_steps / 4
+    return pgd(
+        norm=norm,
+        epsilon=epsilon,
+        num_steps=num_steps,
+        step_size=step_size,
+        alpha=alpha,
+        start="clean",
+        **settings,
+    )
+
+
+def ifgsm_steps(epsilon: float) -> int:
+    """Kurakin's number of steps of 1/255 for a radius: min(255 eps + 4, 1.25 * 255 eps), rounded down."""
+    return int(min(255 * epsilon + 4, 1.25 * 255 * epsilon))

@@ -1,0 +1,124 @@
+"""The fields of `config.data`: what they are called, their defaults, and the check of their values."""
+
+import difflib
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+SOURCES = ("tfds", "npz", "digits", "moons")
+
+# None: not set. The meanings are in the docstring of `load`.
+_DEFAULTS: dict[str, Any] = {
+    "name": None,
+    "source": None,
+    "data_dir": None,
+    "path": None,
+    "train_split": None,
+    "validation_split": None,
+    "test_split": None,
+    "image_key": None,
+    "label_key": None,
+    "validation_size": None,
+    "validation_from": None,
+    "test_size": None,
+    "train_ids": None,
+    "test_ids": None,
+    "num_train": None,
+    "num_test": None,
+    "seed": 0,
+    "augment": (),
+    "max_ram_gb": 8.0,
+    "noise": 0.1,
+}
+_TEXTS = (
+    *("name", "source", "data_dir", "path", "train_split", "validation_split", "test_split"),
+    *("image_key", "label_key", "validation_from"),
+)
+
+
+def default_config() -> dict[str, Any]:
+    """All fields with their defaults, plain values; `name` must be set."""
+    return dict(_DEFAULTS)
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills in defaults and checks every value; "" counts as not set in text fields.
+
+    Raises:
+      ValueError: unknown field (the nearest valid one is named), or a value that the field cannot have.
+    """
+    given = dict(config.items())
+    for field in given:
+        if field not in _DEFAULTS:
+            nearest = difflib.get_close_matches(str(field), _DEFAULTS, n=1, cutoff=0.0)[0]
+            raise ValueError(f"unknown field data.{field}: did you mean data.{nearest}? Valid: {', '.join(_DEFAULTS)}")
+    full = {**_DEFAULTS, **given}
+    for field in _TEXTS:
+        full[field] = _text(field, full[field])
+    for field in ("validation_size", "test_size"):
+        full[field] = _size(field, full[field])
+    for field in ("num_train", "num_test"):
+        if full[field] is not None and not (_is_whole(full[field]) and full[field] > 0):
+            raise ValueError(f"data.{field} must be a whole number above 0, got {full[field]!r}")
+    if not (_is_whole(full["seed"]) and 0 <= full["seed"] < 2**32):
+        raise ValueError(f"data.seed must be a whole number in [0, 2**32), got {full['seed']!r}")
+    for field, least in (("max_ram_gb", "above 0"), ("noise", "0 or more")):
+        value = full[field]
+        if not _is_number(value) or not math.isfinite(value) or value < 0 or (value == 0 and least == "above 0"):
+            raise ValueError(f"data.{field} must be a finite number {least}, got {value!r}")
+    if full["validation_from"] not in (None, "split", "rest", "train"):
+        raise ValueError(f"data.validation_from must be 'split', 'rest' or 'train', got {full['validation_from']!r}")
+    return _with_source(full)
+
+
+def _with_source(full: dict[str, Any]) -> dict[str, Any]:
+    """Derives the source from name and path, and the path from a name that is one."""
+    name = full["name"]
+    if name is None:
+        raise ValueError(
+            "data.name must be set: a TFDS name, 'digits', 'moons', or any name with data.path to a .npz file"
+        )
+    if full["source"] is None:
+        is_npz = full["path"] is not None or name.endswith(".npz")
+        full["source"] = "npz" if is_npz else name if name in ("digits", "moons") else "tfds"
+    elif full["source"] not in SOURCES:
+        nearest = difflib.get_close_matches(full["source"], SOURCES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"unknown data.source {full['source']!r}: did you mean {nearest!r}? Valid: {', '.join(SOURCES)}"
+        )
+    if full["source"] == "npz" and full["path"] is None:
+        if not name.endswith(".npz"):
+            raise ValueError("data.source='npz' needs data.path, the .npz file to read")
+        full["path"] = name
+    elif full["source"] != "npz" and full["path"] is not None:
+        raise ValueError(
+            f"data.path is for .npz files, but data.source is {full['source']!r}; folders go into data.data_dir"
+        )
+    return full
+
+
+def _text(field: str, value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"data.{field} must be a string, got {value!r}")
+    return value
+
+
+def _size(field: str, size: Any) -> int | float | None:
+    if size is None:
+        return None
+    if _is_whole(size) and size >= 0:
+        return int(size)
+    if not (_is_number(size) and 0 < size < 1):
+        raise ValueError(f"data.{field} must be a count (whole number) or a fraction between 0 and 1, got {size!r}")
+    return float(size)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

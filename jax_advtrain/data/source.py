@@ -1,0 +1,71 @@
+"""What a source of data is: named splits of numbered records that are read by number, and only when asked for.
+
+`load` reads the chosen records into memory. A set that does not fit can be served from the same two things, the ids
+that `splits.choose` gives and `Records`, by a pipeline that reads a batch at a time.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """One split of a source.
+
+    Attributes:
+      split: its name in the source, e.g. "train" or "train[:80%]".
+      count: number of records; their ids are 0..count-1.
+      image_shape: (H, W, C), or (D,) for points.
+      image_dtype: uint8, or float32 for pixels already in [0,1].
+      read: ids int64 (n,) -> (images (n, *image_shape), labels int64 (n,)), in the order asked for.
+      read_labels: ids int64 (n,) -> labels int64 (n,), without decoding an image.
+    """
+
+    split: str
+    count: int
+    image_shape: tuple[int, ...]
+    image_dtype: np.dtype
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    read_labels: Callable[[np.ndarray], np.ndarray]
+
+    def num_bytes(self, num_samples: int) -> int:
+        """Memory that the images of so many samples take."""
+        return num_samples * math.prod(self.image_shape) * self.image_dtype.itemsize
+
+
+class Source(NamedTuple):
+    """An opened source; splits that it does not have are None."""
+
+    name: str
+    version: str
+    class_names: tuple[str, ...]
+    train: Records
+    validation: Records | None
+    test: Records | None
+
+
+def records_in_memory(split: str, images: np.ndarray, labels: np.ndarray) -> Records:
+    """Records over arrays at hand: images (N, ...) uint8 or float32, labels (N,) integers."""
+    labels = labels.astype(np.int64)
+    return Records(
+        split=split,
+        count=len(labels),
+        image_shape=images.shape[1:],
+        image_dtype=images.dtype,
+        read=lambda ids: (images[ids], labels[ids]),
+        read_labels=lambda ids: labels[ids],
+    )
+
+
+def check_fits(name: str, num_bytes: int, max_ram_gb: float) -> None:
+    """Raises ValueError where images of `num_bytes` are more than `max_ram_gb` (1 GB = 1e9 bytes)."""
+    if num_bytes > max_ram_gb * 1e9:
+        raise ValueError(
+            f"data set {name!r} takes {num_bytes / 1e9:.3g} GB, more than data.max_ram_gb={max_ram_gb:g}: sets that do "
+            "not fit into memory are not supported yet; take fewer samples (data.num_train, data.train_ids, "
+            "data.num_test) or raise data.max_ram_gb"
+        )

@@ -1,0 +1,67 @@
+"""PGD adversarial training (Madry et al., ICLR 2018)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_advtrain import attacks
+from jax_advtrain.defenses.protocol import Batch, DefenseLoss, Model, Rows, attack_logits_fn
+
+
+@dataclasses.dataclass(frozen=True)
+class Madry:
+    """Training loss at the PGD point of one radius for all samples, from a random start.
+
+    Attributes:
+      norm: "linf" or "l2".
+      epsilon: radius in pixel units of [0, 1].
+      num_steps: PGD steps.
+      alpha: step_size = alpha * epsilon / num_steps.
+      attack_loss: name of the loss that is ascended.
+      attack_bn: BatchNorm mode while attacking: "eval" or "train".
+    """
+
+    norm: str = "linf"
+    epsilon: float = 0.3
+    num_steps: int = 20
+    alpha: float = 4.0
+    attack_loss: str = "ce"
+    attack_bn: str = "eval"
+
+    def __post_init__(self):
+        self._attack(None)
+
+    def _attack(self, model: Model | None) -> attacks.PGD:
+        task = {} if model is None else {"is_right": model.task.is_right, "score": model.task.score}
+        return attacks.pgd(
+            norm=self.norm,
+            epsilon=self.epsilon,
+            num_steps=self.num_steps,
+            alpha=self.alpha,
+            loss=self.attack_loss,
+            **task,
+        )
+
+    def init_rows(self, num_slots: int) -> Rows:
+        return {}
+
+    def init_method_state(self, num_classes: int) -> Any:
+        return {}
+
+    def craft(self, model: Model, batch: Batch, rows: Rows, method_state: Any) -> jax.Array:
+        logits_fn = attack_logits_fn(model, self.attack_bn)
+        return self._attack(model)(batch.keys, logits_fn, batch.images, batch.labels)
+
+    def loss(
+        self, model: Model, batch_stats: Any, batch: Batch, crafted: jax.Array, rows: Rows, method_state: Any
+    ) -> DefenseLoss:
+        outputs, batch_stats = model.forward(batch_stats, crafted, batch.valid)
+        right = model.task.is_right(outputs, batch.labels)
+        metrics = {"attacked_accuracy": right.astype(jnp.float32)}
+        return DefenseLoss(model.task.loss(outputs, batch.labels), rows, batch_stats, metrics)
+
+    @property
+    def margin_settings(self) -> None:
+        return None

@@ -1,0 +1,95 @@
+"""What a defense is: how one batch becomes a loss.
+
+It has two halves. `craft` attacks, with the weights held fixed, and nothing is differentiated through it. `loss` turns
+what was crafted into one loss a sample, and is differentiated with respect to the weights. Kept apart, the crafted
+images can be used at other weights too (weight perturbation), and no attack step ever enters the gradient's memory.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jax_advtrain.tasks import Task
+
+Rows = dict[str, jax.Array]
+
+
+class Batch(NamedTuple):
+    """One device's part of a batch. Invalid rows pad the ragged end; nothing of theirs may count.
+
+    Attributes:
+      images: in [0, 1].
+      labels: the truth.
+      keys: one a sample, from (seed, epoch, sample id).
+      valid: whether the row holds a sample.
+      epoch: the present epoch, from 0.
+      unit_start: None, or noise in [-1, 1] from which random starts are made, in place of draws from `keys`.
+    """
+
+    images: Float[Array, "batch *image"]
+    labels: Int[Array, "batch *dense"]
+    keys: Key[Array, "batch"]
+    valid: Bool[Array, "batch"]
+    epoch: Int[Array, ""]
+    unit_start: Float[Array, "batch *image"] | None = None
+
+
+class Model(NamedTuple):
+    """The model as a defense sees it.
+
+    Attributes:
+      task: when it is right, and its training loss.
+      logits_fn: images -> outputs as attacks see them: weights fixed, evaluation mode.
+      batch_logits_fn: the same on the batch's own statistics (`attack_bn = "train"`); moves no averages.
+      forward: (batch_stats, images, mask) -> (outputs, new batch_stats), in train mode; `mask` says which samples
+        enter the statistics. Differentiable with respect to the weights inside `loss`.
+    """
+
+    task: Task
+    logits_fn: Callable[[jax.Array], jax.Array]
+    batch_logits_fn: Callable[[jax.Array], jax.Array]
+    forward: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+class DefenseLoss(NamedTuple):
+    """What `loss` gives: one loss a sample, the new rows, the moved BatchNorm averages, and numbers a sample whose
+    means over the epoch are logged."""
+
+    losses: Float[Array, "batch"]
+    rows: Rows
+    batch_stats: Any
+    metrics: Mapping[str, Float[Array, "batch"]]
+
+
+class Defense(Protocol):
+    """A training method: a frozen dataclass of plain values with these functions."""
+
+    def init_rows(self, num_slots: int) -> Rows:
+        """Per-sample state, one row a slot of the training set; {} where the method has none."""
+        ...
+
+    def init_method_state(self, num_classes: int) -> Any:
+        """Replicated state (class weights, class radii); {} where the method has none."""
+        ...
+
+    def craft(self, model: Model, batch: Batch, rows: Rows, method_state: Any) -> Any:
+        """Attacks the batch; what comes back is handed to `loss`, as constants."""
+        ...
+
+    def loss(
+        self, model: Model, batch_stats: Any, batch: Batch, crafted: Any, rows: Rows, method_state: Any
+    ) -> DefenseLoss:
+        """Losses a sample, and everything that follows from the forward passes."""
+        ...
+
+    @property
+    def margin_settings(self) -> tuple[float, float] | None:
+        """(delta, ceiling) where the rows hold IMA-like margins named "margin", else None."""
+        ...
+
+
+def attack_logits_fn(model: Model, attack_bn: str) -> Callable[[jax.Array], jax.Array]:
+    """The model as the attack sees it, by the name of the BatchNorm mode: "eval" or "train"."""
+    return model.batch_logits_fn if attack_bn == "train" else model.logits_fn

@@ -1,0 +1,31 @@
+"""Devices along one axis, and rows spread over them."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "data"
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes (or those given) along the one axis "data"."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def spread(mesh: Mesh, rows: np.ndarray, positions: np.ndarray | None = None) -> jax.Array:
+    """rows, or rows[positions], spread over the devices; a process reads only the rows of its own devices."""
+    sharding = NamedSharding(mesh, P(AXIS))
+    if positions is None:
+        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+    shape = (len(positions), *rows.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, lambda index: rows[positions[index[0]]])
+
+
+def gathered(rows: jax.Array) -> np.ndarray:
+    """The whole array on every process, as numpy."""
+    if jax.process_count() == 1:
+        return np.asarray(rows)
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))

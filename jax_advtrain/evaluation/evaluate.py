@@ -1,0 +1,98 @@
+"""A model under a suite of attacks at a list of radii: records, worst cases, per-sample arrays."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_advtrain.data import Dataset
+from jax_advtrain.evaluation.attack_dataset import Attacked, attack_dataset, name_seed
+from jax_advtrain.evaluation.records import CLEAN, Outcome, Record, WorstCase, make_record, worst_of
+from jax_advtrain.evaluation.results import per_sample_arrays
+from jax_advtrain.evaluation.suite import Member
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+      records: clean, every attack at every radius, and the per-sample worst case of each (norm, radius).
+      per_sample: arrays for per_sample.npz.
+      bad_gradients: {label: (samples with a zero gradient, samples with NaN or infinity)} where there were any.
+    """
+
+    records: list[Record]
+    per_sample: dict[str, np.ndarray]
+    bad_gradients: dict[str, tuple[int, int]]
+
+
+def evaluate(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    data: Dataset,
+    members: Sequence[Member],
+    epsilons: Mapping[str, Sequence[float]],
+    mesh: Mesh,
+    *,
+    split: str = "test",
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+) -> Evaluation:
+    """Runs every member at every radius of every norm, on every sample.
+
+    Args:
+      logits_fn: images in [0, 1] -> logits; a pytree (`jax.tree_util.Partial`) shares compilations over checkpoints.
+      data: the samples.
+      members: of `suite.parse`.
+      epsilons: {"linf": [...], "l2": [...]} in pixel units of [0, 1].
+      progress: called with what is running and the share of all samples and attacks done.
+    """
+    outcomes: list[Outcome] = []
+    bad: dict[str, tuple[int, int]] = {}
+    todo = [(norm, epsilon, member) for norm in epsilons for epsilon in epsilons[norm] for member in members]
+    total = (len(todo) + 1) * len(data)
+
+    def run(number: int, label: str, norm: str | None, epsilon: float, attack, settings: dict[str, Any]) -> Outcome:
+        started = time.perf_counter()
+        what = label if norm is None else f"{label} {norm} {epsilon:g}"
+        found = attack_dataset(
+            attack,
+            logits_fn,
+            data,
+            mesh,
+            norm=norm or "linf",
+            epsilon=epsilon,
+            seed=name_seed(seed, label),
+            batch_size=batch_size,
+            progress=lambda done: progress(what, (number * len(data) + done) / total),
+        )
+        zero, nonfinite = int((found.zero_gradients > 0).sum()), int((found.nonfinite_gradients > 0).sum())
+        if zero or nonfinite:
+            bad[what] = (zero, nonfinite)
+        record = make_record(
+            label,
+            found.is_right,
+            data.labels,
+            data.num_classes,
+            norm=norm,
+            epsilon=epsilon,
+            split=split,
+            settings=settings,
+            passes=0.5 if attack is None else attack.passes / 2,
+            seconds=time.perf_counter() - started,
+        )
+        return _outcome(record, found)
+
+    clean = run(0, CLEAN, None, 0.0, None, {})
+    for number, (norm, epsilon, member) in enumerate(todo, 1):
+        outcomes.append(run(number, member.label, norm, epsilon, member.build(norm), member.settings))
+    cases: list[WorstCase] = worst_of(clean, outcomes, data.labels, data.num_classes)
+    records = [clean.record, *(one.record for one in outcomes), *(case.record for case in cases)]
+    return Evaluation(records, per_sample_arrays(data.ids, data.labels, clean, outcomes, cases), bad)
+
+
+def _outcome(record: Record, found: Attacked) -> Outcome:
+    return Outcome(record, found.is_right, found.prediction, found.distance, found.score)

@@ -1,0 +1,115 @@
+"""The margin of every sample of any model: at rising radii, the first that reaches the decision boundary."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jax_advtrain import attacks
+from jax_advtrain.data import Dataset, to_unit
+from jax_advtrain.devices import AXIS, gathered, spread
+from jax_advtrain.evaluation.attack_dataset import name_seed
+
+
+class MarginSurvey(NamedTuple):
+    """Estimated margins.
+
+    Attributes:
+      margin: (N,) distance to the decision boundary in pixel units of [0, 1]; 0 where the clean image is wrong; the
+        largest radius where nothing was found.
+      censored: (N,) True where nothing was found up to the largest radius: the margin is at least that.
+      clean_right: (N,) whether the clean image is right.
+    """
+
+    margin: np.ndarray
+    censored: np.ndarray
+    clean_right: np.ndarray
+
+
+@partial(jax.jit, static_argnames=("mesh",))
+def _survey_batch(mesh, attack, logits_fn, images, labels, ids, epsilon, seed):
+    def local(attack, logits_fn, images, labels, ids, epsilon, seed):
+        images = to_unit(images, jnp.zeros(()).dtype)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids)
+        found = attack.run(keys, logits_fn, images, labels, epsilon=epsilon)
+        return attacks.is_right(logits_fn(images), labels), found.hits, found.distance
+
+    rows, everywhere = P(AXIS), P()
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, rows, rows, rows, everywhere, everywhere),
+        out_specs=rows,
+    )(attack, logits_fn, images, labels, ids, epsilon, seed)
+
+
+def survey_margins(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    data: Dataset,
+    radii: Sequence[float],
+    mesh: Mesh,
+    *,
+    norm: str = "linf",
+    num_steps: int = 20,
+    loss: str = "slm",
+    refine_steps: int = 10,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+) -> MarginSurvey:
+    """Boundary search at each radius in turn, on the samples that no smaller radius has settled.
+
+    The distance is that of a real crossing found by PGD, so it is an upper bound of the true margin: the search bisects
+    from the clean image to the first wrong iterate.
+
+    Args:
+      logits_fn: images -> logits, a pytree.
+      data: the samples.
+      radii: rising, in pixel units of [0, 1].
+      num_steps, loss: of the PGD (alpha 4, random start in the ball).
+
+    Raises:
+      ValueError: radii that do not rise from above 0.
+    """
+    if not radii or list(radii) != sorted(set(radii)) or not radii[0] > 0 or not np.isfinite(radii[-1]):
+        raise ValueError(f"margins.radii are {tuple(radii)}; give rising finite numbers above 0")
+    attack = attacks.on_boundary(
+        attacks.pgd(norm=norm, epsilon=0.0, num_steps=num_steps, alpha=4.0, loss=loss),
+        refine_steps=refine_steps,
+        inside_is_clean=True,
+    )
+    batch_size = -(-min(batch_size, len(data)) // mesh.size) * mesh.size
+    margin = np.full(len(data), radii[-1], np.float32)
+    censored = np.ones(len(data), bool)
+    clean_right = np.zeros(len(data), bool)
+    open_samples = np.arange(len(data))
+    for number, radius in enumerate(radii):
+        settled = []
+        for first in range(0, len(open_samples), batch_size):
+            rows = open_samples[first : first + batch_size]
+            padded = np.resize(rows, batch_size)
+            found = _survey_batch(
+                mesh,
+                attack,
+                logits_fn,
+                spread(mesh, data.images, padded),
+                spread(mesh, data.labels, padded),
+                spread(mesh, data.ids.astype(np.int32), padded),
+                jnp.asarray(radius, jnp.zeros(()).dtype),
+                name_seed(seed, "margins"),
+            )
+            right, hits, distance = (gathered(values)[: len(rows)] for values in found)
+            clean_right[rows] = right
+            settled_here = ~right | (hits > 0)
+            done = rows[settled_here]
+            margin[done] = np.where(right, distance, 0)[settled_here]
+            censored[done] = False
+            settled.append(done)
+            progress(f"radius {radius:g}", (number + (first + len(rows)) / len(open_samples)) / len(radii))
+        open_samples = np.setdiff1d(open_samples, np.concatenate(settled) if settled else [])
+    return MarginSurvey(margin, censored, clean_right)

@@ -1,0 +1,122 @@
+"""IMA's per-sample margins ("per-sample epsilon"): their update at a sample's visit, and their equilibrium.
+
+Margins are rows of the training state's `sample_state`, one a slot of the training set, in pixel units of [0, 1].
+A sample is visited once an epoch, so updating it at its visit equals the reference's update at the epoch's end.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+NUM_BINS = 50
+# Quantiles are read off a histogram this fine, so that no device ever sorts or gathers the margins.
+_FINE_BINS = 20 * NUM_BINS
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+# Equilibrium: the change per epoch is below this share of delta, for so many epochs in a row.
+EQUILIBRIUM_SHARE = 0.05
+EQUILIBRIUM_EPOCHS = 3
+
+
+def update(
+    margin: Float[Array, "batch"],
+    right: Bool[Array, "batch"],
+    hits: Int[Array, "batch"],
+    estimate: Float[Array, "batch"],
+    *,
+    delta: jax.typing.ArrayLike,
+    ceiling: jax.typing.ArrayLike,
+) -> Float[Array, "batch"]:
+    """One visit (arXiv 2005.09147, algorithm 1).
+
+    A right sample that was never hit expands by `delta`; a right one that was hit moves to `estimate`; a wrong one
+    keeps its margin. All are clipped to [0, ceiling]. `delta` and `ceiling` may be per sample.
+    """
+    moved = jnp.where(hits == 0, margin + delta, estimate)
+    return jnp.clip(jnp.where(right, moved, margin), 0, ceiling)
+
+
+def visit_metrics(
+    old: Float[Array, "batch"],
+    new: Float[Array, "batch"],
+    ceiling: jax.typing.ArrayLike,
+) -> dict[str, Float[Array, "batch"]]:
+    """Per-sample numbers whose sums over an epoch tell whether the margins still grow."""
+    change = new - old
+    below = new < ceiling
+    return {
+        "margin_expanding": (change > 0).astype(old.dtype),
+        "margin_shrinking": (change < 0).astype(old.dtype),
+        "margin_below_ceiling": below.astype(old.dtype),
+        "margin_abs_change": jnp.where(below, jnp.abs(change), 0),
+        "margin_change": jnp.where(below, change, 0),
+    }
+
+
+class MarginCounts(NamedTuple):
+    """Sums over all valid slots: their number, the sum of margins, and a fine histogram over [0, ceiling]."""
+
+    count: Float[Array, ""]
+    total: Float[Array, ""]
+    histogram: Int[Array, "bins"]
+
+
+def count(margins: Float[Array, "slots"], valid: Bool[Array, "slots"], ceiling: jax.typing.ArrayLike) -> MarginCounts:
+    """Jit-able; on a sharded array each device counts its own slots and only the counts are added up."""
+    position = jnp.clip((margins / ceiling * _FINE_BINS).astype(jnp.int32), 0, _FINE_BINS - 1)
+    weight = valid.astype(jnp.int32)
+    histogram = jnp.zeros(_FINE_BINS, jnp.int32).at[position].add(weight)
+    return MarginCounts(jnp.sum(valid).astype(jnp.float32), jnp.sum(jnp.where(valid, margins, 0)), histogram)
+
+
+def statistics(
+    counts: MarginCounts,
+    sums: dict[str, float],
+    *,
+    delta: float,
+    ceiling: float,
+    earlier: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """The margins' part of an epoch's log line.
+
+    Args:
+      counts: of the margins after the epoch.
+      sums: sums over the epoch of `visit_metrics`, and "count".
+      delta, ceiling: the method's numbers.
+      earlier: the same part of the earlier epochs' lines.
+
+    Returns:
+      mean, quantiles (to 0.1% of the ceiling), at_ceiling, expanding, shrinking, unchanged (shares of the samples),
+      abs_change = mean |E_t - E_{t-1}| and growth = mean (E_t - E_{t-1}), both among samples below the ceiling,
+      histogram with bin_edges; equilibrium: whether abs_change was under 5% of delta for 3 epochs; growth_stopped:
+      the same of |growth|. Margins that swing about the boundary keep abs_change near delta for ever, while growth
+      tells that they have arrived: both are said.
+    """
+    fine = np.asarray(counts.histogram)
+    number = max(float(counts.count), 1.0)
+    below = max(sums["margin_below_ceiling"], 1.0)
+    visited = max(sums["count"], 1.0)
+    edges = np.linspace(0, ceiling, _FINE_BINS + 1)
+    cumulated = np.concatenate([[0], np.cumsum(fine)]) / max(fine.sum(), 1)
+    expanding, shrinking = sums["margin_expanding"] / visited, sums["margin_shrinking"] / visited
+    line: dict[str, Any] = {
+        "mean": float(counts.total) / number,
+        "quantiles": {str(q): float(np.interp(q, cumulated, edges)) for q in QUANTILES},
+        "at_ceiling": 1 - sums["margin_below_ceiling"] / visited,
+        "expanding": expanding,
+        "shrinking": shrinking,
+        "unchanged": 1 - expanding - shrinking,
+        "abs_change": sums["margin_abs_change"] / below,
+        "growth": sums["margin_change"] / below,
+        "histogram": fine.reshape(NUM_BINS, -1).sum(axis=1).tolist(),
+        "bin_edges": np.linspace(0, ceiling, NUM_BINS + 1).tolist(),
+    }
+    recent = [*earlier, line][-EQUILIBRIUM_EPOCHS:]
+    enough = len(recent) == EQUILIBRIUM_EPOCHS
+    line["equilibrium"] = enough and all(one["abs_change"] < EQUILIBRIUM_SHARE * delta for one in recent)
+    line["growth_stopped"] = enough and all(abs(one["growth"]) < EQUILIBRIUM_SHARE * delta for one in recent)
+    return line

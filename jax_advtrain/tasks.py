@@ -1,0 +1,37 @@
+"""What is asked of a model: how it is trained, and when it is right.
+
+Attacks, margins and the training loop take these functions as arguments, so that one boundary search and one loop
+serve every task.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from jax_advtrain.attacks import losses
+
+
+class Task(NamedTuple):
+    """The functions of a task; all take (outputs, labels) and give one value a sample.
+
+    Attributes:
+      name: what the task is called.
+      loss: what training descends.
+      is_right: whether the model does what is asked.
+      score: how wrong it is; orders attacked images.
+    """
+
+    name: str
+    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    is_right: Callable[[jax.Array, jax.Array], jax.Array]
+    score: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+CLASSIFICATION = Task("classification", losses.cross_entropy, losses.is_right, losses.classification_margin)
+BINARY = Task("binary", losses.binary_cross_entropy, losses.is_right, losses.classification_margin)
+
+
+def for_outputs(num_outputs: int) -> Task:
+    """Classification for two or more logits, one-logit binary classification for one."""
+    return BINARY if num_outputs == 1 else CLASSIFICATION

@@ -1,0 +1,135 @@
+"""Checkpoints of a run (Orbax): the last few and the best, and the way back to the newest whole one.
+
+A checkpoint holds the whole `TrainState`, and beside it the run's identity, the data's fingerprint and the number of
+devices' worth of nothing: restored arrays take the shardings of the present mesh.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.sharding import Mesh
+
+from jax_advtrain.training.state import TrainState, shardings
+
+LAST, BEST = "last", "best"
+_SET_ASIDE = "broken"
+
+
+class Saved(NamedTuple):
+    """What is kept beside the arrays: plain values."""
+
+    identity: dict[str, Any]
+    fingerprint: dict[str, Any]
+    epoch: int
+
+
+class Checkpoints:
+    """The two Orbax managers of a workdir. A class because Orbax's managers hold threads that must be closed."""
+
+    def __init__(self, workdir: Path, *, keep: int, read_only: bool = False) -> None:
+        self.folder = (workdir / "checkpoints").absolute()
+        self._managers = {name: _manager(self.folder / name, n, read_only) for name, n in ((LAST, keep), (BEST, 1))}
+
+    def save(self, which: str, state: TrainState, saved: Saved) -> None:
+        """Starts writing; the arrays are copied first, so the state may be donated right after."""
+        manager, step = self._managers[which], int(state.step)
+        if step in manager.all_steps():
+            manager.delete(step)
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_dict(state)), saved=ocp.args.JsonSave(saved._asdict())
+        )
+        manager.save(step, args=arguments, force=True)
+
+    def wait(self) -> None:
+        """Until all that was started is on the disk."""
+        for manager in self._managers.values():
+            manager.wait_until_finished()
+
+    def close(self) -> None:
+        for manager in self._managers.values():
+            manager.close()
+
+    def path(self, which: str) -> Path | None:
+        """Where the newest of that kind lies, if any."""
+        step = self._managers[which].latest_step()
+        return None if step is None else self.folder / which / str(step)
+
+    def restore(
+        self,
+        which: str,
+        template: TrainState,
+        mesh: Mesh,
+        check: Callable[[Saved], None],
+        say: Callable[[str], None],
+    ) -> tuple[TrainState, Saved] | None:
+        """The newest whole checkpoint, or None where there is none.
+
+        Args:
+          template: a state of the right shapes; its values do not matter.
+          mesh: arrays come back sharded over it, however many devices wrote them.
+          check: raises ValueError where a readable checkpoint must not be used.
+          say: told of each checkpoint that cannot be read; it is moved to `checkpoints/broken`, not deleted.
+        """
+        manager = self._managers[which]
+        for step in sorted(manager.all_steps(), reverse=True):
+            folder = self.folder / which / str(step)
+            try:
+                saved = Saved(**manager.restore(step, args=ocp.args.Composite(saved=ocp.args.JsonRestore()))["saved"])
+            except Exception as error:
+                self._set_aside(which, folder, error, say)
+                continue
+            check(saved)
+            try:
+                arguments = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(template, mesh)))
+                found = manager.restore(step, args=arguments)["state"]
+                return _from_dict(found, template), saved
+            except Exception as error:
+                self._set_aside(which, folder, error, say)
+        return None
+
+    def _set_aside(self, which: str, folder: Path, error: Exception, say: Callable[[str], None]) -> None:
+        logging.debug("checkpoint %s: %s", folder, error)
+        target = self.folder / _SET_ASIDE / f"{which}-{folder.name}"
+        number = 0
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{which}-{folder.name}.{number}")
+        target.parent.mkdir(exist_ok=True)
+        os.rename(folder, target)
+        self._managers[which].reload()
+        first = str(error).strip().splitlines()
+        why = first[0][:160] if first else type(error).__name__
+        say(f"checkpoint {folder} cannot be read ({why}); it is kept as {target}, the newest whole one is used")
+
+
+def _manager(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
+    if read_only:
+        return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    """Plain nested dicts and lists, so that a checkpoint needs none of our classes to be read."""
+    kept = {name: value for name, value in state._asdict().items() if jax.tree.leaves(value)}
+    kept["opt_state"] = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(state.opt_state))}
+    return kept
+
+
+def _from_dict(found: Mapping[str, Any], template: TrainState) -> TrainState:
+    leaves = [found["opt_state"][str(number)] for number in range(len(jax.tree.leaves(template.opt_state)))]
+    opt_state = jax.tree.unflatten(jax.tree.structure(template.opt_state), leaves)
+    return template._replace(**{**found, "opt_state": opt_state})
+
+
+def _abstract(template: TrainState, mesh: Mesh) -> dict[str, Any]:
+    def one(leaf, sharding):
+        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+    return _as_dict(jax.tree.map(one, template, shardings(mesh, template)))

@@ -1,0 +1,240 @@
+"""The training loop: epochs of steps, a line and a checkpoint an epoch, stopped and resumed at any step."""
+
+import collections
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from jax_advtrain import margins
+from jax_advtrain.devices import AXIS, spread
+from jax_advtrain.evaluation import suite
+from jax_advtrain.training import experiment as experiments
+from jax_advtrain.training import feed, workdir
+from jax_advtrain.training.checkpoints import BEST, LAST, Checkpoints, Saved
+from jax_advtrain.training.display import Display
+from jax_advtrain.training.experiment import Experiment
+from jax_advtrain.training.monitor import monitor
+from jax_advtrain.training.state import TrainState, shardings
+from jax_advtrain.training.step import make_step, means
+
+# Steps that may be under way at once: enough to keep a device busy, few enough that batches do not pile up.
+_UNDER_WAY = 2
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite; the text names the last good checkpoint."""
+
+
+class Stopped(RuntimeError):
+    """A signal asked for the end; the state is saved and the same command resumes."""
+
+
+def train(experiment: Experiment, config: Any, folder: Path, saved: Saved, display: Display) -> TrainState:
+    """Trains from the newest whole checkpoint, or from the start, to the last epoch.
+
+    The order on resume: restore the state, cut the log back to its step, go on at that step of its epoch. The order at
+    an epoch's end: the log line first, then the checkpoint, so that no checkpoint lacks its line.
+
+    Args:
+      experiment: of `experiment.build`.
+      config: the validated config.
+      folder: the workdir, locked by the caller.
+      saved: identity and fingerprint that checkpoints carry.
+      display: told of progress.
+
+    Returns:
+      The final state.
+
+    Raises:
+      Diverged, Stopped: see there.
+      ValueError: a checkpoint that belongs to other data.
+    """
+    checkpoints = Checkpoints(folder, keep=config.checkpoint.keep)
+    try:
+        return _train(experiment, config, folder, saved, display, checkpoints)
+    finally:
+        checkpoints.close()
+
+
+def _train(experiment, config, folder, saved, display, checkpoints) -> TrainState:
+    mesh, per_epoch = experiment.mesh, experiment.steps_per_epoch
+    state, step_number = restore_or_start(experiment, saved, checkpoints, LAST, display)
+    lines = workdir.cut_metrics(folder, step_number)
+    if step_number >= experiment.total_steps:
+        return state
+    step = make_step(experiment.recipe, mesh, state, experiment.example)
+    display.say(f"compiling the training step for {mesh.size} device(s)")
+    started = time.perf_counter()
+    compiled = step.lower(state, experiment.example, jnp.int32(0)).compile()
+    display.say(f"compiled in {time.perf_counter() - started:.1f} s")
+    count_margins = _margin_counter(experiment)
+    with _stop_signals() as stop, display.training(experiment, lines, folder, step_number) as shown:
+        for number in range(step_number // per_epoch, experiment.epochs):
+            first_step = step_number - number * per_epoch
+            waiting, started, losses = feed.Waiting(), time.perf_counter(), collections.deque()
+            batches = feed.epoch(
+                mesh,
+                experiment.splits.train,
+                experiment.layout,
+                experiment.batch_size,
+                config.seed,
+                number,
+                first_step,
+            )
+            for batch in feed.ahead(batches, waiting):
+                state, loss = compiled(state, batch, jnp.int32(number))
+                step_number += 1
+                losses.append(loss)
+                if len(losses) > _UNDER_WAY:
+                    shown.step(number, _finite(losses.popleft(), checkpoints, number))
+                if stop.is_set() and step_number < (number + 1) * per_epoch:
+                    checkpoints.save(LAST, state, saved._replace(epoch=number))
+                    checkpoints.wait()
+                    raise Stopped(f"stopped at step {step_number} and saved; the same command resumes")
+            while losses:
+                shown.step(number, _finite(losses.popleft(), checkpoints, number))
+            seconds = time.perf_counter() - started
+            sums = {name: float(value) for name, value in state.sums.items()}
+            line = {
+                "epoch": number + 1,
+                "step": step_number,
+                "seconds": seconds,
+                "samples_per_second": sums["count"] * (1 - first_step / per_epoch) / seconds,
+                "input_wait": waiting.seconds / seconds,
+                "train": {name: value for name, value in means(sums).items() if not name.startswith("margin_")},
+            }
+            if (settings := experiment.recipe.defense.margin_settings) is not None:
+                delta, ceiling = settings
+                counts = count_margins(state.sample_state["margin"], ceiling)
+                earlier = [one["margins"] for one in lines if "margins" in one]
+                line["margins"] = margins.statistics(counts, sums, delta=delta, ceiling=ceiling, earlier=earlier)
+            is_last = number + 1 == experiment.epochs
+            is_best = False
+            if len(experiment.splits.validation) and ((number + 1) % config.monitor.every == 0 or is_last):
+                line["validation"] = _monitored(experiment, config, state)
+                is_best = _merit(line) > max((_merit(one) for one in lines), default=(-1.0, -1.0))
+            state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
+            workdir.append_metrics(folder, line)
+            lines.append(line)
+            if is_best:
+                checkpoints.save(BEST, state, saved._replace(epoch=number + 1))
+            if is_last or stop.is_set() or (number + 1) % config.checkpoint.every_epochs == 0:
+                checkpoints.save(LAST, state, saved._replace(epoch=number + 1))
+            shown.epoch(line)
+            if stop.is_set() and not is_last:
+                checkpoints.wait()
+                raise Stopped(f"stopped after epoch {number + 1} and saved; the same command resumes")
+        checkpoints.wait()
+    return state
+
+
+def restore_or_start(
+    experiment: Experiment, saved: Saved, checkpoints: Checkpoints, which: str, display: Display
+) -> tuple[TrainState, int]:
+    """The newest whole checkpoint of that kind, or the state before the first step; and its step.
+
+    Raises:
+      ValueError: the checkpoint was made with other data, whose margins would belong to other images.
+    """
+
+    def check(found: Saved) -> None:
+        if found.fingerprint != saved.fingerprint:
+            differing = _differing(found.fingerprint, saved.fingerprint)
+            raise ValueError(
+                f"the checkpoint in {checkpoints.folder} was trained on other data ({differing}); per-sample state "
+                "would belong to other images: give the same data, or another --workdir"
+            )
+
+    placed = shardings(experiment.mesh, experiment.template)
+    found = checkpoints.restore(which, experiment.template, experiment.mesh, check, display.say)
+    if found is None:
+        return jax.device_put(experiment.template, placed), 0
+    step_number = int(found[0].step)
+    display.say(
+        f"restored {which} checkpoint of step {step_number} ({step_number / experiment.steps_per_epoch:g} epochs)"
+    )
+    return found[0], step_number
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Which fields of two fingerprints differ, in words."""
+    return ", ".join(
+        f"{name}: {one.get(name)} there, {other.get(name)} here" for name in other if one.get(name) != other[name]
+    )
+
+
+def _merit(line: dict[str, Any]) -> tuple[float, float]:
+    """What makes a checkpoint the best: robust accuracy on validation, then clean accuracy."""
+    found = line.get("validation")
+    return (-1.0, -1.0) if found is None else (found["robust_accuracy"], found["clean_accuracy"])
+
+
+def _finite(loss: jax.Array, checkpoints: Checkpoints, number: int) -> float:
+    value = float(loss)
+    if not math.isfinite(value):
+        checkpoints.wait()
+        path = checkpoints.path(LAST)
+        good = f"the last good checkpoint is {path}" if path else "no checkpoint was written yet"
+        raise Diverged(f"the loss became {value} in epoch {number + 1}; {good}. Try a lower learning rate or clip_norm")
+    return value
+
+
+def _monitored(experiment: Experiment, config: Any, state: TrainState) -> dict[str, Any]:
+    norm, epsilon = monitored_radius(config)
+    found = monitor(
+        experiment.logits_fn(state),
+        experiment.splits.validation,
+        config.monitor.num_samples,
+        experiments.members(experiment, suite.texts(config.monitor.attacks)),
+        experiment.mesh,
+        norm=norm,
+        epsilon=epsilon,
+        seed=config.seed,
+        batch_size=config.eval.batch_size,
+    )
+    return {**found._asdict(), "norm": norm, "epsilon": epsilon}
+
+
+def monitored_radius(config: Any) -> tuple[str, float]:
+    """Norm and radius of the monitor: as given, else the defense's, else the middle one of the evaluation's."""
+    defense = config.defense
+    norm = config.monitor.norm or defense.get("norm", "linf")
+    evaluated = tuple(config.eval[f"epsilons_{norm}"])
+    middle = evaluated[len(evaluated) // 2] if evaluated else 0.1
+    return norm, float(config.monitor.epsilon or defense.get("epsilon") or middle)
+
+
+def _margin_counter(experiment: Experiment) -> Callable[[jax.Array, float], margins.MarginCounts]:
+    """Counts margins where they lie; only the counts travel between devices."""
+    valid = spread(experiment.mesh, (experiment.layout >= 0).reshape(-1))
+
+    def local(values, valid, ceiling):
+        return jax.tree.map(lambda part: jax.lax.psum(part, AXIS), margins.count(values, valid, ceiling))
+
+    counter = jax.jit(jax.shard_map(local, mesh=experiment.mesh, in_specs=(P(AXIS), P(AXIS), P()), out_specs=P()))
+    return lambda values, ceiling: jax.tree.map(np.asarray, counter(values, valid, jnp.asarray(ceiling, values.dtype)))
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """SIGTERM and SIGINT ask for a stop at the next step; outside the main thread nothing is caught."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,55 @@
+"""The state of a training run: everything a checkpoint holds."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from jax_advtrain.devices import AXIS
+
+
+class TrainState(NamedTuple):
+    """What training carries from step to step; donated to each step.
+
+    Attributes:
+      step: updates done.
+      params, batch_stats: of the network; replicated.
+      opt_state: of the optax optimizer; replicated.
+      sample_state: per-sample rows of the defense, (slots,) each, sharded over devices.
+      method_state: of the defense; replicated.
+      averaged: exponential moving average of params, or None; replicated.
+      sums: sums of the running epoch's metrics over valid samples, with their "count"; replicated.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    sample_state: dict[str, jax.Array]
+    method_state: Any
+    averaged: Any
+    sums: dict[str, Float[Array, ""]]
+
+
+def specs(state: TrainState) -> TrainState:
+    """Which axis of each array is sharded: the rows of `sample_state` over devices, all else nowhere."""
+    everywhere = jax.tree.map(lambda _: P(), state)
+    return everywhere._replace(sample_state=jax.tree.map(lambda _: P(AXIS), state.sample_state))
+
+
+def shardings(mesh: Mesh, state: TrainState) -> TrainState:
+    """The shardings of a state on a mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(state), is_leaf=lambda leaf: isinstance(leaf, P))
+
+
+def evaluated_params(state: TrainState) -> Any:
+    """The weights that evaluation uses: the averaged ones where there are any."""
+    return state.params if state.averaged is None else state.averaged
+
+
+def zero_sums(names: tuple[str, ...]) -> dict[str, Float[Array, ""]]:
+    """The sums at the start of an epoch."""
+    return {name: jnp.zeros((), jnp.float32) for name in ("count", *names)}

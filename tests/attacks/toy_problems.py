@@ -1,0 +1,87 @@
+"""Small models of which everything is known, and the programs that the attack tests share."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SHAPE = (3, 2, 1)  # of one image
+FEATURES = 6
+
+
+def keys(batch: int, seed: int = 0) -> jax.Array:
+    """One key a sample."""
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+def linear(weights, images):
+    """Logits of flattened images; `weights` is (matrix (features, classes), bias (classes,))."""
+    matrix, bias = weights
+    flat = images.reshape(images.shape[0], -1)
+    return (flat @ matrix.astype(flat.dtype) + bias.astype(flat.dtype)).astype(flat.dtype)
+
+
+def tanh_network(weights, images):
+    """One hidden layer; smooth, so that gradients are nowhere exactly zero."""
+    first, second = weights
+    return jnp.tanh(images.reshape(images.shape[0], -1) @ first.astype(images.dtype)) @ second.astype(images.dtype)
+
+
+def smooth_model(seed: int = 0, classes: int = 3, scale: float = 1.0) -> jax.tree_util.Partial:
+    """A random smooth classifier of images of shape SHAPE."""
+    random = np.random.default_rng(seed)
+    first = random.normal(size=(FEATURES, 8)).astype(np.float32)
+    second = scale * random.normal(size=(8, classes)).astype(np.float32)
+    return jax.tree_util.Partial(tanh_network, (jnp.asarray(first), jnp.asarray(second)))
+
+
+def pixels(batch: int, seed: int = 0, low: float = 0.0, high: float = 1.0) -> jax.Array:
+    """Random images of shape SHAPE; where the range is [0, 1] some pixels lie exactly on its ends."""
+    random = np.random.default_rng(seed)
+    images = random.uniform(low, high, size=(batch, *SHAPE))
+    if (low, high) == (0, 1):
+        ends = random.uniform(size=images.shape) < 0.3
+        images = np.where(ends, np.round(images), images)
+    return jnp.asarray(images, jnp.float32)
+
+
+def two_classes(batch: int = 8, seed: int = 0):
+    """A two-class linear model, images near the middle of the box, right labels, and each sample's distance to the
+    decision boundary in both norms; the box is far enough away not to matter.
+
+    Returns:
+      (logits_fn, images, labels, {"linf": (batch,), "l2": (batch,)}).
+    """
+    random = np.random.default_rng(seed)
+    matrix = random.normal(size=(FEATURES, 2))
+    normal = matrix[:, 0] - matrix[:, 1]
+    flat = random.uniform(0.45, 0.55, size=(batch, FEATURES))
+    # Put each sample at a wanted signed distance from the boundary, which passes near the middle of the box.
+    signed = np.linspace(0.04, 0.2, batch) * np.where(np.arange(batch) % 2, 1, -1)
+    bias = -0.5 * normal.sum()
+    flat += ((signed * np.linalg.norm(normal) - (flat @ normal + bias)) / (normal @ normal))[:, None] * normal
+    gap = np.abs(flat @ normal + bias)
+    logits_fn = jax.tree_util.Partial(linear, (jnp.asarray(matrix, jnp.float32), jnp.asarray([bias, 0.0], jnp.float32)))
+    distances = {"linf": gap / np.abs(normal).sum(), "l2": gap / np.linalg.norm(normal)}
+    labels = jnp.asarray(np.where(signed > 0, 0, 1), jnp.int32)
+    return logits_fn, jnp.asarray(flat.reshape(batch, *SHAPE), jnp.float32), labels, distances
+
+
+@jax.jit
+def run(attack, key, logits_fn, images, labels, targets=None, epsilon=None, start=None):
+    """Any attack's whole result, compiled once per setting."""
+    return attack.run(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start)
+
+
+@partial(jax.jit, static_argnames="norm")
+def lengths(perturbation, norm):
+    """Norms of perturbations, independently of the package, in float32."""
+    flat = jnp.abs(perturbation.astype(jnp.float32).reshape(perturbation.shape[0], -1))
+    return jnp.max(flat, axis=1) if norm == "linf" else jnp.sqrt(jnp.sum(flat**2, axis=1))
+
+
+def same_bits(first, second) -> bool:
+    """Whether two arrays agree in dtype, shape and every bit."""
+    first, second = np.asarray(first), np.asarray(second)
+    return first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes()
