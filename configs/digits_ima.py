@@ -20,8 +20,4 @@ def get_config():
     config.monitor.epsilon = 0.1
     config.eval.epsilons_linf = (0.05, 0.1, 0.15, 0.2)
     config.eval.epsilons_l2 = (0.25, 0.5, 1.0)
-    config.eval.attacks = (
-        "fgsm, ifgsm:num_steps=10, pgd:alpha=4.0, pgd:num_steps=100:alpha=4.0:restarts=2,"
-        " pgd:num_steps=100:alpha=4.0:loss=lm:restarts=2, noise, noise:distribution=gaussian"
-    )
     return config

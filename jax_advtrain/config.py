@@ -45,9 +45,10 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
       monitor: every so many epochs, robust accuracy of num_samples validation samples under attacks (texts as in
         eval.attacks) at one norm and radius; None = the defense's.
       checkpoint: keep = how many of the last are kept (the best is kept besides); every_epochs.
-      eval: name of the evaluation's folder ("" = "last" and "best" after training); checkpoint "last" or "best";
-        split; attacks, texts such as "pgd:num_steps=100:loss=lm:restarts=5"; radii of both norms; num_samples (None =
-        all), taken from the front; batch_size; figures = images in the gallery.
+      eval: after_training = which checkpoints are evaluated at the end, each in the folder of its name; checkpoint =
+        which one --mode=evaluate takes, name = its folder ("" = that of the checkpoint); split; attacks, texts such as
+        "pgd:num_steps=100:loss=lm:restarts=5"; radii of both norms; num_samples (None = all), from the front;
+        batch_size; figures = images in the gallery.
       margins: of --mode=margins: norm, rising radii, num_steps, split, num_samples.
     """
     fields = {field.name: field.default for field in dataclasses.fields(DEFENSES[defense])}
@@ -76,8 +77,12 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
                 "eval": {
                     "name": "",
                     "checkpoint": "best",
+                    "after_training": "last, best",
                     "split": "test",
-                    "attacks": "fgsm, ifgsm:num_steps=10, pgd:alpha=4.0, pgd:alpha=4.0:loss=lm, noise, noise:distribution=gaussian",
+                    "attacks": (
+                        "fgsm, ifgsm:num_steps=10, pgd:alpha=4.0, pgd:num_steps=100:alpha=4.0:restarts=2,"
+                        " pgd:num_steps=100:alpha=4.0:loss=lm:restarts=2, noise, noise:distribution=gaussian"
+                    ),
                     "epsilons_linf": (0.05, 0.1, 0.2, 0.3),
                     "epsilons_l2": (0.5, 1.0, 2.0),
                     "num_samples": None,
@@ -164,8 +169,10 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
     for name in (config.margins.norm, config.monitor.norm):
         if name not in (None, "linf", "l2"):
             raise ConfigError(f"norm is {name!r}; the norms are linf, l2")
-    if config.eval.checkpoint not in ("last", "best"):
-        raise ConfigError(f"eval.checkpoint is {config.eval.checkpoint!r}; give last or best")
+    for field in ("checkpoint", "after_training"):
+        for name in suite.texts(config.eval[field]):
+            if name not in ("last", "best"):
+                raise ConfigError(f"eval.{field} is {config.eval[field]!r}; give last or best")
     try:
         for defense in (config.defense, *config.beside.values()):
             defenses.from_config(defense)

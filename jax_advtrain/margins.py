@@ -17,7 +17,7 @@ NUM_BINS = 50
 _FINE_BINS = 20 * NUM_BINS
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-# Equilibrium: the change per epoch is below this share of delta, for so many epochs in a row.
+# Equilibrium: the mean change per epoch is below this share of delta, for so many epochs in a row.
 EQUILIBRIUM_SHARE = 0.05
 EQUILIBRIUM_EPOCHS = 3
 
@@ -92,9 +92,9 @@ def statistics(
     Returns:
       mean, quantiles (to 0.1% of the ceiling), at_ceiling, expanding, shrinking, unchanged (shares of the samples),
       abs_change = mean |E_t - E_{t-1}| and growth = mean (E_t - E_{t-1}), both among samples below the ceiling,
-      histogram with bin_edges; equilibrium: whether abs_change was under 5% of delta for 3 epochs; growth_stopped:
-      the same of |growth|. Margins that swing about the boundary keep abs_change near delta for ever, while growth
-      tells that they have arrived: both are said.
+      histogram with bin_edges; equilibrium: whether |growth| was under 5% of delta for 3 epochs; settled: the same of
+      abs_change. At equilibrium margins swing about the boundary (an expansion by delta, then a hit), which keeps
+      abs_change near delta for ever; so `settled` is said beside it and hardly ever comes true (docs/decisions.md).
     """
     fine = np.asarray(counts.histogram)
     number = max(float(counts.count), 1.0)
@@ -117,6 +117,6 @@ def statistics(
     }
     recent = [*earlier, line][-EQUILIBRIUM_EPOCHS:]
     enough = len(recent) == EQUILIBRIUM_EPOCHS
-    line["equilibrium"] = enough and all(one["abs_change"] < EQUILIBRIUM_SHARE * delta for one in recent)
-    line["growth_stopped"] = enough and all(abs(one["growth"]) < EQUILIBRIUM_SHARE * delta for one in recent)
+    line["equilibrium"] = enough and all(abs(one["growth"]) < EQUILIBRIUM_SHARE * delta for one in recent)
+    line["settled"] = enough and all(one["abs_change"] < EQUILIBRIUM_SHARE * delta for one in recent)
     return line

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_advtrain.attacks import norms
-from jax_advtrain.attacks.protocol import Attack, AttackResult, per_sample_keys
+from jax_advtrain.attacks.protocol import Attack, AttackResult, per_sample_keys, zeros_per_sample
 
 
 def stronger(first: AttackResult, second: AttackResult) -> AttackResult:
@@ -57,7 +57,13 @@ class Restarts:
             )
             return found._replace(winner=jnp.zeros_like(found.winner) + jnp.asarray(number, found.winner.dtype))
 
-        return jax.lax.fori_loop(1, self.num_restarts, lambda number, best: stronger(best, once(number)), once(0))
+        def improve(number, best):
+            found = once(number)
+            return jax.tree.map(lambda new, kept: jnp.where(number == 0, new, kept), found, stronger(best, found))
+
+        # The loop starts from blanks, so that the attack is compiled once and not a second time for the first run.
+        blank = jax.tree.map(lambda leaf: zeros_per_sample(images, leaf.dtype), jax.eval_shape(once, 0))
+        return jax.lax.fori_loop(0, self.num_restarts, improve, blank._replace(images=images))
 
     def __call__(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> jax.Array:
         """The attacked images."""

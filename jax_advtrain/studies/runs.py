@@ -20,7 +20,7 @@ from jax_advtrain.evaluation.margin_survey import survey_margins
 from jax_advtrain.reports import curves, images, margin_survey, margins, training
 from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training import loop, workdir
-from jax_advtrain.training.checkpoints import BEST, LAST, Checkpoints, Saved
+from jax_advtrain.training.checkpoints import BEST, Checkpoints, Saved
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
 from jax_advtrain.training.state import TrainState
@@ -51,7 +51,7 @@ def train_and_evaluate(config: Any, folder: Path | str, display: Display | None 
     with workdir.locked(folder):
         refuse_other_run(config, folder)
         workdir.write_config(folder, configs.plain(config))
-        done = {name: folder / "eval" / name for name in (LAST, BEST)}
+        done = {name: folder / "eval" / name for name in suite.texts(config.eval.after_training)}
         finished = all((path / results.RESULTS_NAME).exists() for path in done.values())
         trained = [line["epoch"] for line in workdir.read_metrics(folder)][-1:] >= [config.epochs]
         if finished and trained:
@@ -70,16 +70,17 @@ def _train_and_evaluate(config: Any, folder: Path, display: Display, experiment:
     saved = saved_facts(config, experiment)
     state = loop.train(experiment, config, folder, saved, display)
     draw_training(config, folder, experiment)
-    evaluate_state(config, folder / "eval" / LAST, display, experiment, state, LAST)
-    if not len(experiment.splits.validation):
-        display.say("no validation data, so no best checkpoint: the last one is evaluated")
-        return
-    checkpoints = Checkpoints(folder, keep=config.checkpoint.keep)
-    try:
-        state, _ = loop.restore_or_start(experiment, saved, checkpoints, BEST, display)
-    finally:
-        checkpoints.close()
-    evaluate_state(config, folder / "eval" / BEST, display, experiment, state, BEST)
+    for name in suite.texts(config.eval.after_training):
+        if name == BEST:
+            if not len(experiment.splits.validation):
+                display.say("no validation data, so there is no best checkpoint")
+                continue
+            checkpoints = Checkpoints(folder, keep=config.checkpoint.keep)
+            try:
+                state, _ = loop.restore_or_start(experiment, saved, checkpoints, BEST, display)
+            finally:
+                checkpoints.close()
+        evaluate_state(config, folder / "eval" / name, display, experiment, state, name)
 
 
 def saved_facts(config: Any, experiment: Experiment) -> Saved:
@@ -302,8 +303,8 @@ def survey_run(config: Any, folder: Path | str, display: Display | None = None) 
     right = found.clean_right
     median = float(np.median(found.margin[right])) if right.any() else 0.0
     display.say(
-        f"{len(data)} {settings.split} samples, {settings.norm}: {right.mean():.1%} right; median margin of the right ones "
-        f"{median:.4f}; {found.censored.mean():.1%} censored at {settings.radii[-1]:g}"
+        f"{len(data)} {settings.split} samples, {settings.norm}: {right.mean():.1%} right; median margin of the right "
+        f"ones {median:.4f}; {found.censored.mean():.1%} censored at {settings.radii[-1]:g}"
     )
     display.say(f"margins: {path}, {target / 'margins.png'}")
     return path

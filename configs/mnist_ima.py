@@ -1,0 +1,19 @@
+"""IMA on MNIST, L-inf, from a prepared TFDS folder: --config.data.data_dir=DIR.
+
+Whole training set but for 5,000 validation images. What it reaches, and in how long: README, "What it reaches".
+"""
+
+from jax_advtrain.config import base
+
+
+def get_config():
+    config = base("ima", "small_cnn")
+    config.data.name = "mnist"
+    config.data.validation_size = 5000
+    config.defense.norm = "linf"
+    config.defense.eps_max = 0.3
+    config.defense.delta = 0.03
+    config.epochs = 20
+    config.monitor.epsilon = 0.2
+    config.eval.num_samples = 1000
+    return config
