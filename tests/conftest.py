@@ -1,11 +1,15 @@
-"""Fixtures shared by all tests: where real data and reference vectors lie, if they are at hand.
+"""Fixtures shared by all tests: where real data and reference vectors lie, if they are at hand; the command line, and a
+small run made with it.
 
 `ADVTRAIN_SHARED` names a folder with `tfds/`, `reference/` and `data/`; by default the folder `shared` beside the
 repository. A clone without it skips the tests that need it, and says why.
 """
 
+import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -34,3 +38,100 @@ def reference_dir() -> Path:
 def medmnist_file() -> Path:
     """A real MedMNIST file (binary chest X-rays)."""
     return _existing(SHARED / "data" / "medmnist" / "pneumoniamnist.npz")
+
+
+TINY_CONFIG = """
+from jax_advtrain.config import base
+
+def get_config():
+    config = base("ima", "mlp")
+    config.data.name = "digits"
+    config.data.data_dir = {data_dir!r}
+    config.model.hidden = (32,)
+    config.defense.eps_max = 0.2
+    config.defense.delta = 0.02
+    config.defense.num_steps = 5
+    config.epochs = 2
+    config.batch_size = 32
+    config.optimizer.learning_rate = 1e-2
+    config.monitor.num_samples = 50
+    config.monitor.attacks = "pgd:num_steps=3"
+    config.eval.attacks = "fgsm, pgd:num_steps=5, noise"
+    config.eval.epsilons_linf = (0.05, 0.1)
+    config.eval.epsilons_l2 = (0.5,)
+    config.eval.figures = 2
+    config.margins.radii = (0.05, 0.1, 0.2)
+    return config
+"""
+
+
+class Answer(NamedTuple):
+    """What a command line gave back."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture) -> Callable[..., Answer]:
+    """Runs a command line in this process: command("--config=...", ...) -> Answer."""
+    from jax_advtrain.main import main
+
+    def run(*arguments: object) -> Answer:
+        capfd.readouterr()
+        code = main(["main.py", *map(str, arguments)])
+        return Answer(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(command: Callable[..., Answer]) -> Callable[..., str]:
+    """refused(arguments, *expected): one line with all of the expected texts, exit code 2. Returns the line."""
+
+    def run(arguments: list, *expected: str) -> str:
+        answer = command(*arguments)
+        assert answer.code == 2, answer
+        assert answer.err.startswith("error: ") and answer.err.count("\n") == 1, answer.err
+        assert "Traceback" not in answer.err + answer.out
+        for text in expected:
+            assert text in answer.err
+        return answer.err
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file and folder below, with a hash: two that are equal mean that nothing was written and nothing lost."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def unchanged() -> Callable[[Path], dict[str, str]]:
+    """The function `contents`, to be called before and after."""
+    return contents
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config file: IMA on digits, a small MLP, 2 epochs; its data folder holds the prepared digits."""
+    from jax_advtrain.data import digits
+
+    folder = tmp_path_factory.mktemp("tiny")
+    digits.prepare(folder / "tfds")
+    (folder / "tiny.py").write_text(TINY_CONFIG.format(data_dir=str(folder / "tfds")))
+    return folder / "tiny.py"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of `tiny_config`, trained and evaluated; not to be written into (copy it)."""
+    from jax_advtrain.main import main
+
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    assert main(["main.py", f"--config={tiny_config}", f"--workdir={workdir}"]) == 0
+    return workdir

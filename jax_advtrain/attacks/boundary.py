@@ -194,6 +194,16 @@ def on_boundary(
 
     Raises:
       ValueError: an unknown placement, refine_steps < 0, compact beside refine_unhit.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jax_advtrain.attacks import pgd
+      >>> search = on_boundary(pgd(norm="linf", epsilon=0.4, num_steps=8, start="clean"))
+      >>> weights = jnp.array([[1.0, -1.0], [0.0, 0.0]])
+      >>> x = jnp.array([[0.75, 0.5]])
+      >>> found = search(jax.random.key(0), lambda x: (x - 0.5) @ weights, x, jnp.array([0]))
+      >>> round(found.distance.item(), 3)
+      0.25
     """
     if placement not in get_args(Placement):
         raise ValueError(f"placement is {placement!r}; the placements are {', '.join(get_args(Placement))}")

@@ -125,6 +125,12 @@ def worst_of(*members: Attack) -> Attack:
 
     Raises:
       ValueError: no members.
+
+    Example:
+      >>> from jax_advtrain.attacks import pgd
+      >>> ascent = pgd(norm="linf", epsilon=0.3, num_steps=20)
+      >>> worst_of(restarts(ascent, 10), pgd(norm="linf", epsilon=0.3, num_steps=100, loss="lm")).passes
+      611
     """
     if not members:
         raise ValueError("worst_of needs at least one attack")

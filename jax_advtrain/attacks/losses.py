@@ -173,6 +173,11 @@ def with_temperature(
 
     Raises:
       ValueError: a concrete temperature that is not positive and finite, or a loss that has one already.
+
+    Example:
+      >>> logits, labels = jnp.array([[1.0, 0.0]]), jnp.array([0])
+      >>> with_temperature("lm", 1 / 5)(logits, labels).item()
+      -5.0
     """
     loss = as_loss(loss)
     if loss.temperature is not None:

@@ -118,15 +118,17 @@ def uniform_in_box(keys: Key[Array, "batch"], images: Float[Array, "batch *image
 def uniform_in_ball(
     keys: Key[Array, "batch"], images: Float[Array, "batch *image"], norm: str
 ) -> Float[Array, "batch *image"]:
-    """Uniform draws from the unit ball, one a sample, each from its own key."""
+    """Uniform draws from the unit ball, one a sample, each from its own key.
+
+    In "l2" the first d coordinates of a uniform point on the unit sphere of d + 2 dimensions (Harman & Lacko 2010).
+    """
     if check_norm(norm) == "linf":
         return uniform_in_box(keys, images)
 
     def draw(key, image):
-        direction_key, radius_key = jax.random.split(key)
-        direction = jax.random.normal(direction_key, image.shape, image.dtype)
-        direction = direction / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(direction))), SMALLEST_L2)
-        return direction * jax.random.uniform(radius_key, (), image.dtype) ** (1 / max(image.size, 1))
+        normal = jax.random.normal(key, (image.size + 2,), image.dtype)
+        on_sphere = normal / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(normal))), SMALLEST_L2)
+        return on_sphere[:-2].reshape(image.shape)
 
     return jax.vmap(draw)(keys, images)
 

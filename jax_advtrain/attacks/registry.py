@@ -44,7 +44,12 @@ def from_config(spec: Mapping[str, Any], **task: Any) -> Attack:
       **task: `is_right` and `score` functions, where the task is not classification.
 
     Raises:
-      ValueError: an unknown name or field (the valid ones are listed), or a bad value.
+      ValueError: an unknown name or field (the valid ones are listed), a missing field, or a bad value.
+
+    Example:
+      >>> attack = from_config({"name": "ifgsm", "norm": "linf", "epsilon": 0.1, "num_steps": 10, "restarts": 3})
+      >>> attack.passes
+      63
     """
     fields = dict(spec)
     name = fields.pop("name", None)

@@ -15,8 +15,11 @@ from jax.sharding import PartitionSpec as P
 
 from jax_advtrain import attacks
 from jax_advtrain.attacks import norms
+from jax_advtrain.attacks.protocol import check_number
 from jax_advtrain.data import Dataset, to_unit
-from jax_advtrain.devices import AXIS, gathered, spread
+from jax_advtrain.devices import AXIS, gathered, make_mesh, spread
+
+LogitsFn = Callable[[jax.Array], jax.Array]
 
 
 class Attacked(NamedTuple):
@@ -88,11 +91,48 @@ def first(data: Dataset, count: int | None) -> Dataset:
     return dataclasses.replace(data, images=data.images[:count], labels=data.labels[:count], ids=data.ids[:count])
 
 
+def as_pytree(logits_fn: LogitsFn) -> LogitsFn:
+    """The model as something that `jax.jit` takes as an argument.
+
+    Pytrees (`jax.tree_util.Partial` with the weights as arguments, NNX and Equinox modules) stay as they are: their
+    weights are traced, so other weights compile nothing. Any other callable is wrapped, and is part of the program: it
+    compiles once for each function, with the arrays that it closes over as constants.
+    """
+    if not jax.tree_util.all_leaves([logits_fn]):
+        return logits_fn
+    try:
+        hash(logits_fn)
+    except TypeError:
+        return jax.tree_util.Partial(lambda images: logits_fn(images))
+    return jax.tree_util.Partial(logits_fn)
+
+
+def num_outputs(logits_fn: LogitsFn, data: Dataset) -> int:
+    """How many logits the model gives for such samples, nothing computed; 1 where it gives shape (B,).
+
+    Raises:
+      ValueError: there are no samples; logits of another shape than (B, classes) or (B,); fewer than the classes.
+    """
+    if not len(data):
+        raise ValueError(f"data set {data.name!r}, split {data.split!r} has no samples to attack")
+    images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.zeros(()).dtype)
+    shape = getattr(jax.eval_shape(as_pytree(logits_fn), images), "shape", None)
+    if shape == (2,):
+        if data.num_classes != 2:
+            raise ValueError(f"the model gives one logit a sample; {data.name!r} has {data.num_classes} classes, not 2")
+        return 1
+    if shape is None or len(shape) != 2 or shape[0] != 2:
+        raise ValueError(f"the model gives {shape} for 2 samples; give logits (2, classes), or (2,) for one logit")
+    if shape[1] < max(2, data.num_classes):
+        raise ValueError(f"the model gives {shape[1]} logits; {data.name!r} has {data.num_classes} classes")
+    return shape[1]
+
+
 def attack_dataset(
     attack: attacks.Attack | None,
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     data: Dataset,
-    mesh: Mesh,
+    mesh: Mesh | None = None,
     *,
     norm: str = "linf",
     epsilon: float = 0.0,
@@ -105,16 +145,28 @@ def attack_dataset(
 
     Args:
       attack: None = clean.
-      logits_fn: a pytree (`jax.tree_util.Partial`), so that another checkpoint compiles nothing.
+      logits_fn: any function from images in [0, 1], (B, *image), to logits (B, classes) or (B,), that `jax.jit` can
+        trace; see `as_pytree` for what another checkpoint costs.
       data: what to attack; its values were checked when it was made.
-      mesh: devices along one axis.
+      mesh: devices along one axis; None = all there are.
       norm: in which distances are told.
       epsilon: radius given to the attack; traced, so that another radius compiles nothing.
       batch_size: rounded up to a multiple of the devices; the last batch is padded with repeated samples.
       keep_images: return the attacked images too.
       progress: called with the number of samples done after each batch.
+
+    Raises:
+      ValueError: no samples, a negative or NaN epsilon, logits that do not fit the classes.
+
+    Example:
+      >>> attack = attacks.pgd(norm="l2", epsilon=0.0, num_steps=20)
+      >>> found = attack_dataset(attack, lambda images: images @ weights, data, norm="l2", epsilon=0.5)
+      >>> found.is_right.mean(), found.distance.max()
     """
-    batch_size = math.ceil(min(batch_size, max(len(data), 1)) / mesh.size) * mesh.size
+    check_number("epsilon", epsilon)
+    num_outputs(logits_fn, data)
+    mesh, logits_fn = mesh or make_mesh(), as_pytree(logits_fn)
+    batch_size = math.ceil(min(batch_size, len(data)) / mesh.size) * mesh.size
     parts: list[dict[str, np.ndarray]] = []
     for first in range(0, len(data), batch_size):
         positions = np.arange(first, first + batch_size) % len(data)

@@ -4,15 +4,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jax_advtrain.attacks.norms import check_norm
+from jax_advtrain.attacks.protocol import check_number
 from jax_advtrain.data import Dataset
-from jax_advtrain.evaluation.attack_dataset import Attacked, attack_dataset, name_seed
+from jax_advtrain.devices import make_mesh
+from jax_advtrain.evaluation.attack_dataset import Attacked, LogitsFn, as_pytree, attack_dataset, name_seed, num_outputs
 from jax_advtrain.evaluation.records import CLEAN, Outcome, Record, WorstCase, make_record, worst_of
 from jax_advtrain.evaluation.results import per_sample_arrays
-from jax_advtrain.evaluation.suite import Member
+from jax_advtrain.evaluation.suite import Member, parse_all
 
 
 class Evaluation(NamedTuple):
@@ -30,11 +32,11 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     data: Dataset,
-    members: Sequence[Member],
+    members: Sequence[Member | str],
     epsilons: Mapping[str, Sequence[float]],
-    mesh: Mesh,
+    mesh: Mesh | None = None,
     *,
     split: str = "test",
     seed: int = 0,
@@ -44,12 +46,30 @@ def evaluate(
     """Runs every member at every radius of every norm, on every sample.
 
     Args:
-      logits_fn: images in [0, 1] -> logits; a pytree (`jax.tree_util.Partial`) shares compilations over checkpoints.
+      logits_fn: any function from images in [0, 1], (B, *image), to logits (B, classes) or (B,), that `jax.jit` can
+        trace. Given as a pytree (`jax.tree_util.Partial(apply, params)`), its weights are traced: all radii and all
+        checkpoints share one compilation an attack and norm.
       data: the samples.
-      members: of `suite.parse`.
+      members: attacks as texts ("pgd:num_steps=100:loss=lm"), or made by `suite.parse_all`.
       epsilons: {"linf": [...], "l2": [...]} in pixel units of [0, 1].
+      mesh: devices along one axis; None = all there are.
+      split: what the records call the samples.
+      seed: of all randomness; each attack folds its label into it.
+      batch_size: changes no result.
       progress: called with what is running and the share of all samples and attacks done.
+
+    Raises:
+      ValueError: no samples, logits that do not fit the classes, an unknown attack, a negative or NaN radius.
+
+    Example:
+      >>> found = evaluate(jax.tree_util.Partial(apply, params), data, ["fgsm", "pgd:loss=lm"], {"linf": [0.1, 0.2]})
+      >>> results.write_results("eval", model={}, data=data.fingerprint(), records=found.records)
     """
+    logits_fn, mesh = as_pytree(logits_fn), mesh or make_mesh()
+    members = _read(members, binary=num_outputs(logits_fn, data) == 1)
+    for norm in epsilons:
+        check_norm(norm)
+        check_number(f"a radius of {norm}", list(epsilons[norm]))
     outcomes: list[Outcome] = []
     bad: dict[str, tuple[int, int]] = {}
     todo = [(norm, epsilon, member) for norm in epsilons for epsilon in epsilons[norm] for member in members]
@@ -92,6 +112,12 @@ def evaluate(
     cases: list[WorstCase] = worst_of(clean, outcomes, data.labels, data.num_classes)
     records = [clean.record, *(one.record for one in outcomes), *(case.record for case in cases)]
     return Evaluation(records, per_sample_arrays(data.ids, data.labels, clean, outcomes, cases), bad)
+
+
+def _read(members: Sequence[Member | str], *, binary: bool) -> list[Member]:
+    """Members as they are, texts read; in the order given."""
+    parsed = iter(parse_all([text for text in members if isinstance(text, str)], binary=binary, where="members"))
+    return [next(parsed) if isinstance(member, str) else member for member in members]
 
 
 def _outcome(record: Record, found: Attacked) -> Outcome:

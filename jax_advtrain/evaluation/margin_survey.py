@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from jax_advtrain import attacks
 from jax_advtrain.data import Dataset, to_unit
-from jax_advtrain.devices import AXIS, gathered, spread
-from jax_advtrain.evaluation.attack_dataset import name_seed
+from jax_advtrain.devices import AXIS, gathered, make_mesh, spread
+from jax_advtrain.evaluation.attack_dataset import LogitsFn, as_pytree, name_seed, num_outputs
 
 
 class MarginSurvey(NamedTuple):
@@ -48,15 +48,21 @@ def _survey_batch(mesh, attack, logits_fn, images, labels, ids, epsilon, seed):
     )(attack, logits_fn, images, labels, ids, epsilon, seed)
 
 
+def check_radii(radii: Sequence[float]) -> None:
+    """Raises ValueError unless the radii of a survey rise from above 0."""
+    if not radii or list(radii) != sorted(set(radii)) or not radii[0] > 0 or not np.isfinite(radii[-1]):
+        raise ValueError(f"margins.radii are {tuple(radii)}; give rising finite numbers above 0")
+
+
 def survey_margins(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     data: Dataset,
     radii: Sequence[float],
-    mesh: Mesh,
+    mesh: Mesh | None = None,
     *,
     norm: str = "linf",
     num_steps: int = 20,
-    loss: str = "slm",
+    loss: str | None = None,
     refine_steps: int = 10,
     seed: int = 0,
     batch_size: int = 256,
@@ -68,16 +74,27 @@ def survey_margins(
     from the clean image to the first wrong iterate.
 
     Args:
-      logits_fn: images -> logits, a pytree.
+      logits_fn: any function from images in [0, 1], (B, *image), to logits (B, classes) or (B,), that `jax.jit` can
+        trace; as a pytree (`jax.tree_util.Partial(apply, params)`) all checkpoints share one compilation.
       data: the samples.
-      radii: rising, in pixel units of [0, 1].
-      num_steps, loss: of the PGD (alpha 4, random start in the ball).
+      radii: rising, in pixel units of [0, 1]; all share one compilation.
+      mesh: devices along one axis; None = all there are.
+      norm: "linf" or "l2".
+      num_steps, loss: of the PGD (alpha 4, random start in the ball); loss None = slm, or lmb for one logit.
+      refine_steps: bisections; the distance is exact to the segment's length / 2**(refine_steps + 1).
+      seed, batch_size: as in `attack_dataset`.
+      progress: called with the radius at work and the share of the work done at most.
 
     Raises:
-      ValueError: radii that do not rise from above 0.
+      ValueError: radii that do not rise from above 0, no samples, logits that do not fit the classes.
+
+    Example:
+      >>> found = survey_margins(lambda images: images @ weights, data, [0.1, 0.2, 0.4], norm="l2")
+      >>> np.median(found.margin[found.clean_right]), found.censored.mean()
     """
-    if not radii or list(radii) != sorted(set(radii)) or not radii[0] > 0 or not np.isfinite(radii[-1]):
-        raise ValueError(f"margins.radii are {tuple(radii)}; give rising finite numbers above 0")
+    check_radii(radii)
+    outputs = num_outputs(logits_fn, data)
+    logits_fn, mesh, loss = as_pytree(logits_fn), mesh or make_mesh(), loss or ("lmb" if outputs == 1 else "slm")
     attack = attacks.on_boundary(
         attacks.pgd(norm=norm, epsilon=0.0, num_steps=num_steps, alpha=4.0, loss=loss),
         refine_steps=refine_steps,

@@ -1,6 +1,7 @@
 """Which attacks an evaluation runs, from short plain texts: "pgd:num_steps=100:loss=lm:restarts=5"."""
 
 import ast
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from jax_advtrain import attacks
@@ -25,11 +26,33 @@ def texts(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def parse(text: str, *, binary: bool = False) -> Member:
+def parse_all(attack_texts: Iterable[str], *, binary: bool = False, where: str = "eval.attacks") -> list[Member]:
+    """Reads several attacks, each as `parse`; no two get the same label.
+
+    Attacks that differ only in what the label does not show get it added: "pgd-20-ce-alpha=4.0".
+
+    Raises:
+      ValueError: as `parse`; the same attack twice.
+    """
+    members = [parse(text, binary=binary, where=where) for text in attack_texts]
+    labels = [member.label for member in members]
+    members = [_told_apart(member) if labels.count(member.label) > 1 else member for member in members]
+    seen: set[str] = set()
+    for member in members:
+        if member.label in seen:
+            raise ValueError(f"{where} holds {member.label} twice; give each attack once")
+        seen.add(member.label)
+    return members
+
+
+def parse(text: str, *, binary: bool = False, where: str = "eval.attacks") -> Member:
     """Reads "name:field=value:field=value".
 
     `num_steps` and `loss` show in the label, as do restarts and temperature: "pgd-100-lm-x5". With `binary`, losses
     for several logits become those for one.
+
+    Args:
+      where: the config field that the text comes from, for messages.
 
     Raises:
       ValueError: no such attack or field, a value that it does not take.
@@ -37,13 +60,15 @@ def parse(text: str, *, binary: bool = False) -> Member:
     name, *parts = text.strip().split(":")
     settings: dict[str, Any] = {"name": name}
     for part in parts:
-        field, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"eval.attacks: {text!r} has {part!r}; write field=value")
-        settings[field.strip()] = _value(value.strip())
+        field, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not field or not value:
+            raise ValueError(f"{where}: {text!r} has {part!r}; write field=value")
+        if field in settings:
+            raise ValueError(f"{where}: {text!r} sets {field} twice")
+        settings[field] = _value(value)
     for given in ("norm", "epsilon"):
         if given in settings:
-            raise ValueError(f"eval.attacks: {text!r} sets {given}; use eval.epsilons_linf and eval.epsilons_l2")
+            raise ValueError(f"{where}: {text!r} sets {given}; the radii of both norms are fields of the config")
     if name in ("pgd", "fgsm", "ifgsm"):
         settings.setdefault("loss", "ce")
         if binary:
@@ -51,7 +76,10 @@ def parse(text: str, *, binary: bool = False) -> Member:
     if name in ("pgd", "ifgsm"):
         settings.setdefault("num_steps", 20 if name == "pgd" else 10)
     member = Member(_label(settings), settings)
-    member.build("linf")
+    try:
+        member.build("linf")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {text!r}: {error}") from error
     return member
 
 
@@ -62,11 +90,19 @@ def _value(text: str) -> Any:
         return text
 
 
+_SHOWN = ("name", "num_steps", "loss", "restarts", "temperature")
+
+
 def _label(settings: dict[str, Any]) -> str:
     if settings["name"] == "noise":
         return f"{settings.get('distribution', 'uniform')}-noise"
     parts = [settings["name"]]
     parts += [str(settings[field]) for field in ("num_steps", "loss") if field in settings]
     parts += [f"x{settings['restarts']}"] if settings.get("restarts", 1) != 1 else []
-    parts += [f"T{settings['temperature']:g}"] if "temperature" in settings else []
+    parts += [f"T{settings['temperature']}"] if "temperature" in settings else []
     return "-".join(parts)
+
+
+def _told_apart(member: Member) -> Member:
+    hidden = [f"{field}={value}" for field, value in sorted(member.settings.items()) if field not in _SHOWN]
+    return member._replace(label="-".join([member.label, *hidden]))

@@ -9,19 +9,58 @@ import ml_collections
 import numpy as np
 
 from jax_advtrain import devices
-from jax_advtrain.config import ConfigError
-from jax_advtrain.evaluation import results
+from jax_advtrain.evaluation.attack_dataset import attack_dataset
 from jax_advtrain.reports import boundary
-from jax_advtrain.studies import runs
+from jax_advtrain.studies import opening, runs
+from jax_advtrain.training import workdir
+from jax_advtrain.training.checkpoints import LAST
 from jax_advtrain.training.display import Display
+from jax_advtrain.training.experiment import Experiment
+from jax_advtrain.training.state import TrainState
+
+PICTURE_NAME = "boundary.png"
 
 
-def train_beside(config: Any, folder: Path, display: Display) -> Path:
-    """Trains config.beside's defenses in <folder>/beside/<name> and draws all models' boundaries and margins.
+def train_beside(config: Any, folder: Path | str, display: Display | None = None) -> Path:
+    """Trains the config's defense in the workdir, those of config.beside in <folder>/beside/<name>, and draws all
+    boundaries with the margins, in plots/boundary.png. What is trained already is not trained again.
 
     Raises:
-      ConfigError: data that are not points in the plane.
+      ConfigError: before any work: data that are not points in the plane, or what `runs.train_and_evaluate` refuses.
     """
+    folder, display = Path(folder), display or Display()
+    variants = _variants(config, folder)
+    for variant, place in variants.values():
+        opening.set_up(variant, place)
+    panels, experiment, plane = [], None, None
+    for name, (variant, place) in variants.items():
+        if place != folder:
+            display.say(f"beside it: {name}")
+        runs.train_and_evaluate(variant, place, display)
+        experiment, state = opening.load_run(variant, place, LAST, display)
+        train = experiment.splits.train
+        plane = plane or boundary.plane(train.images)
+        clean = attack_dataset(None, experiment.logits_fn(state), experiment.splits.test, experiment.mesh)
+        panels.append(
+            {
+                "name": name,
+                "scores": _scores(experiment, state, plane),
+                "accuracy": float(clean.is_right.mean()),
+                "margins": _margins(variant, experiment, state),
+            }
+        )
+    assert experiment is not None and plane is not None
+    path, train = folder / "plots" / PICTURE_NAME, experiment.splits.train
+    if workdir.is_writer():
+        x, y, _ = plane
+        norm = config.defense.get("norm", "l2")
+        boundary.decision_regions(panels, train.images, train.labels, x, y, path, norm=norm, title=f"{train.name}")
+    display.say(f"boundaries: {path}")
+    return path
+
+
+def _variants(config: Any, folder: Path) -> dict[str, tuple[Any, Path]]:
+    """The config itself, and one of each defense beside it; each with its workdir."""
     variants = {config.defense.name: (config, folder)}
     for name, defense in config.beside.items():
         other = copy.deepcopy(config)
@@ -29,43 +68,23 @@ def train_beside(config: Any, folder: Path, display: Display) -> Path:
             other.defense = ml_collections.ConfigDict(defense)
             other.beside = ml_collections.ConfigDict()
         variants[name] = (other, folder / "beside" / name)
-    panels, experiment, spread = [], None, None
-    for name, (variant, place) in variants.items():
-        if place != folder:
-            display.say(f"beside it: {name}")
-            runs.train_and_evaluate(variant, place, display)
-        experiment, state = runs.load_run(variant, place, "last", display)
-        train = experiment.splits.train
-        if train.image_shape != (2,):
-            raise ConfigError(
-                f"beside needs points in the plane; {train.name!r} has samples of shape {train.image_shape}"
-            )
-        spread = spread or boundary.plane(train.images)
-        x, y, positions = spread
-        scores = np.asarray(experiment.logits_fn(state)(jnp.asarray(positions)))
-        found = results.read_results(place / "eval" / "last")
-        panel = {
-            "name": name,
-            "scores": scores.reshape(len(y), len(x), -1),
-            "accuracy": next(r["correct"] / r["n"] for r in found["records"] if r["attack"] == "clean"),
-        }
-        if "margin" in state.sample_state:
-            slots = devices.gathered(state.sample_state["margin"]).reshape(experiment.layout.shape)
-            panel["margins"] = np.zeros(len(train))
-            panel["margins"][experiment.layout[experiment.layout >= 0]] = slots[experiment.layout >= 0]
-        elif "epsilon" in variant.defense:
-            panel["margins"] = float(variant.defense.epsilon)
-        panels.append(panel)
-    assert experiment is not None and spread is not None
-    path = folder / "plots" / "boundary.png"
-    boundary.decision_regions(
-        panels,
-        experiment.splits.train.images,
-        experiment.splits.train.labels,
-        spread[0],
-        spread[1],
-        path,
-        norm=config.defense.get("norm", "l2"),
-    )
-    display.say(f"boundaries: {path}")
-    return path
+    return variants
+
+
+def _scores(experiment: Experiment, state: TrainState, plane) -> np.ndarray:
+    """(len(y), len(x), classes) logits over the plane."""
+    x, y, positions = plane
+    scores = np.asarray(experiment.logits_fn(state)(jnp.asarray(positions)))
+    if scores.ndim == 1:
+        scores = np.stack([np.zeros_like(scores), scores], axis=-1)
+    return scores.reshape(len(y), len(x), -1)
+
+
+def _margins(config: Any, experiment: Experiment, state: TrainState) -> np.ndarray | float | None:
+    """The margins of the training samples, the one radius of the method, or nothing."""
+    if "margin" not in state.sample_state:
+        return float(config.defense.epsilon) if "epsilon" in config.defense else None
+    slots = devices.gathered(state.sample_state["margin"]).reshape(experiment.layout.shape)
+    margins, there = np.zeros(len(experiment.splits.train)), experiment.layout >= 0
+    margins[experiment.layout[there]] = slots[there]
+    return margins

@@ -4,6 +4,7 @@ A checkpoint holds the whole `TrainState`, and beside it the run's identity, the
 devices' worth of nothing: restored arrays take the shardings of the present mesh.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import Mesh
 
+from jax_advtrain.training import disk
 from jax_advtrain.training.state import TrainState, shardings
 
 LAST, BEST = "last", "best"
@@ -39,26 +41,30 @@ class Checkpoints:
     def save(self, which: str, state: TrainState, saved: Saved) -> None:
         """Starts writing; the arrays are copied first, so the state may be donated right after."""
         manager, step = self._managers[which], int(state.step)
+        disk.check_room(self.folder, state)
         if step in manager.all_steps():
             manager.delete(step)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_dict(state)), saved=ocp.args.JsonSave(saved._asdict())
         )
-        manager.save(step, args=arguments, force=True)
+        with disk.plain_errors(self.folder):
+            manager.save(step, args=arguments, force=True)
 
     def wait(self) -> None:
         """Until all that was started is on the disk."""
-        for manager in self._managers.values():
-            manager.wait_until_finished()
+        with disk.plain_errors(self.folder):
+            for manager in self._managers.values():
+                manager.wait_until_finished()
 
     def close(self) -> None:
-        for manager in self._managers.values():
-            manager.close()
+        with disk.plain_errors(self.folder), contextlib.ExitStack() as stack:
+            for manager in self._managers.values():
+                stack.callback(manager.close)
 
-    def path(self, which: str) -> Path | None:
-        """Where the newest of that kind lies, if any."""
-        step = self._managers[which].latest_step()
-        return None if step is None else self.folder / which / str(step)
+    def path(self, which: str, before: int | None = None) -> Path | None:
+        """Where the newest of that kind lies, if any; with `before` the newest of an earlier step."""
+        steps = [step for step in self._managers[which].all_steps() if before is None or step < before]
+        return self.folder / which / str(max(steps)) if steps else None
 
     def restore(
         self,

@@ -1,22 +1,36 @@
 """What a person sees of a run: a live bar on a terminal, plain lines when piped, tensorboard events."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 
+from jax_advtrain.training import workdir
+from jax_advtrain.training.events import Events
 from jax_advtrain.training.experiment import Experiment
+
+# Piped, work that takes long says so this often.
+_SECONDS_BETWEEN_LINES = 20.0
 
 
 class Display:
     """Where messages go. A class because it holds the console that bar and lines share."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=False, highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=not workdir.is_writer())
 
     def say(self, text: str) -> None:
         """One line."""
@@ -27,26 +41,53 @@ class Display:
         self, experiment: Experiment, lines: list[dict[str, Any]], folder: Path, step: int
     ) -> Iterator["TrainingDisplay"]:
         """Shows epochs and steps from `step` on."""
-        with SummaryWriter(str(folder / "events"), purge_step=step + 1) as events, _bar(self.console) as bar:
+        with ExitStack() as stack:
+            events = None
+            if workdir.is_writer():
+                events = stack.enter_context(closing(Events(folder / "events", first_step=step + 1)))
+            bar = stack.enter_context(_bar(self.console, MofNCompleteColumn()))
             yield TrainingDisplay(self, bar, events, experiment, lines[-1] if lines else {}, step)
 
     @contextmanager
     def working(self, title: str) -> Iterator[Callable[[str, float], None]]:
-        """Shows a share of work done; yields the function to tell it."""
-        with _bar(self.console) as bar:
+        """Shows a share of work done; yields the function to tell it: (what is at work, share from 0 to 1)."""
+        with _bar(self.console, TaskProgressColumn()) as bar:
             task = bar.add_task(title, total=1000, text="")
+            said = time.monotonic()
+            if not self.console.is_terminal:
+                self.say(title)
 
             def tell(what: str, share: float) -> None:
+                nonlocal said
                 bar.update(task, completed=round(1000 * share), text=what)
+                if not self.console.is_terminal and time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+                    said = time.monotonic()
+                    self.say(f"{title}: {share:.0%}, {what}")
 
             yield tell
 
+    def table(self, title: str, rows: Sequence[Sequence[str]]) -> None:
+        """Rows of text, the header first: a drawn table on a terminal, aligned columns when piped."""
+        if not self.console.is_terminal:
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            self.say(title)
+            for row in rows:
+                cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+                self.say(f"  {'  '.join(cells)}".rstrip())
+            return
+        table = Table(title=title, title_justify="left")
+        for name in rows[0]:
+            table.add_column(name)
+        for row in rows[1:]:
+            table.add_row(*row)
+        self.console.print(table)
 
-def _bar(console: Console) -> Progress:
+
+def _bar(console: Console, count: MofNCompleteColumn | TaskProgressColumn) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        count,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
@@ -59,7 +100,15 @@ def _bar(console: Console) -> Progress:
 class TrainingDisplay:
     """The bar of one training; see `Display.training`."""
 
-    def __init__(self, display, bar, events, experiment: Experiment, line: dict[str, Any], step: int) -> None:
+    def __init__(
+        self,
+        display: Display,
+        bar: Progress,
+        events: Events | None,
+        experiment: Experiment,
+        line: dict[str, Any],
+        step: int,
+    ) -> None:
         self._display, self._bar, self._events, self._experiment = display, bar, events, experiment
         self._task = bar.add_task("training", total=experiment.total_steps, completed=step, text="")
         self._line = line
@@ -77,14 +126,20 @@ class TrainingDisplay:
             f"{number}  {line['seconds']:.1f} s  loss {line['train']['loss']:.4f}  {_summary(line)}"
             f"  {line['samples_per_second']:.0f} samples/s"
         )
-        for group in ("train", "validation", "margins"):
-            for name, value in line.get(group, {}).items():
-                if isinstance(value, (int, float)):
-                    self._events.add_scalar(f"{group}/{name}", float(value), line["step"])
-        if "margins" in line:
-            for quantile, value in line["margins"]["quantiles"].items():
-                self._events.add_scalar(f"margins/quantile_{quantile}", value, line["step"])
-        self._events.flush()
+        if self._events is not None:
+            self._events.scalars(_scalars(line), line["step"])
+
+
+def _scalars(line: dict[str, Any]) -> dict[str, float]:
+    """The numbers of an epoch's line by tensorboard tag."""
+    found = {"speed/samples_per_second": line["samples_per_second"], "speed/input_wait": line["input_wait"]}
+    for group in ("train", "validation", "margins"):
+        for name, value in line.get(group, {}).items():
+            if isinstance(value, (int, float)):
+                found[f"{group}/{name}"] = float(value)
+    for quantile, value in line.get("margins", {}).get("quantiles", {}).items():
+        found[f"margins/quantile_{quantile}"] = value
+    return found
 
 
 def _summary(line: dict[str, Any]) -> str:

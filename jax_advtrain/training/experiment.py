@@ -96,4 +96,4 @@ def build(config: Any, mesh: Mesh) -> Experiment:
 
 def members(experiment: Experiment, texts: Sequence[str]) -> list[suite.Member]:
     """The attacks that config texts name, fit for the experiment's outputs."""
-    return [suite.parse(text, binary=experiment.is_binary) for text in texts]
+    return suite.parse_all(texts, binary=experiment.is_binary)

@@ -95,14 +95,16 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
                 state, loss = compiled(state, batch, jnp.int32(number))
                 step_number += 1
                 losses.append(loss)
-                if len(losses) > _UNDER_WAY:
-                    shown.step(number, _finite(losses.popleft(), checkpoints, number))
-                if stop.is_set() and step_number < (number + 1) * per_epoch:
+                is_stopping = stop.is_set() and step_number < (number + 1) * per_epoch
+                # Before anything is saved every loss is looked at.
+                while len(losses) > (0 if is_stopping else _UNDER_WAY):
+                    shown.step(number, _finite(losses.popleft(), checkpoints, number, step_number - len(losses)))
+                if is_stopping:
                     checkpoints.save(LAST, state, saved._replace(epoch=number))
                     checkpoints.wait()
                     raise Stopped(f"stopped at step {step_number} and saved; the same command resumes")
             while losses:
-                shown.step(number, _finite(losses.popleft(), checkpoints, number))
+                shown.step(number, _finite(losses.popleft(), checkpoints, number, step_number - len(losses)))
             seconds = time.perf_counter() - started
             sums = {name: float(value) for name, value in state.sums.items()}
             line = {
@@ -128,10 +130,12 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
             lines.append(line)
             if is_best:
                 checkpoints.save(BEST, state, saved._replace(epoch=number + 1))
+                # The best first: a kill after the last one is whole would leave an epoch that is never the best again.
+                checkpoints.wait()
             if is_last or stop.is_set() or (number + 1) % config.checkpoint.every_epochs == 0:
                 checkpoints.save(LAST, state, saved._replace(epoch=number + 1))
             shown.epoch(line)
-            if stop.is_set() and not is_last:
+            if stop.is_set():
                 checkpoints.wait()
                 raise Stopped(f"stopped after epoch {number + 1} and saved; the same command resumes")
         checkpoints.wait()
@@ -158,7 +162,8 @@ def restore_or_start(
     placed = shardings(experiment.mesh, experiment.template)
     found = checkpoints.restore(which, experiment.template, experiment.mesh, check, display.say)
     if found is None:
-        return jax.device_put(experiment.template, placed), 0
+        # Not aliased: the steps donate the state, and the template serves again.
+        return jax.device_put(experiment.template, placed, may_alias=False), 0
     step_number = int(found[0].step)
     display.say(
         f"restored {which} checkpoint of step {step_number} ({step_number / experiment.steps_per_epoch:g} epochs)"
@@ -179,12 +184,13 @@ def _merit(line: dict[str, Any]) -> tuple[float, float]:
     return (-1.0, -1.0) if found is None else (found["robust_accuracy"], found["clean_accuracy"])
 
 
-def _finite(loss: jax.Array, checkpoints: Checkpoints, number: int) -> float:
+def _finite(loss: jax.Array, checkpoints: Checkpoints, number: int, step_number: int) -> float:
+    """The loss of a step, as a float. Weights whose very first loss is not finite are no good checkpoint."""
     value = float(loss)
     if not math.isfinite(value):
         checkpoints.wait()
-        path = checkpoints.path(LAST)
-        good = f"the last good checkpoint is {path}" if path else "no checkpoint was written yet"
+        path = checkpoints.path(LAST, before=step_number - 1) or checkpoints.path(BEST, before=step_number - 1)
+        good = f"the last good checkpoint is {path}" if path else "there is no good checkpoint"
         raise Diverged(f"the loss became {value} in epoch {number + 1}; {good}. Try a lower learning rate or clip_norm")
     return value
 

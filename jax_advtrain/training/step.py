@@ -113,12 +113,17 @@ def _losses(recipe: Recipe, groups: int, params, batch_stats, batch: Batch, rows
     """Craft with fixed weights, then the differentiable half."""
     apply = partial(functional.apply, recipe.graphdef)
     fixed = jax.lax.stop_gradient(params)
+
+    def batch_logits(images):
+        logits, _ = apply(fixed, batch_stats, images, train=True, mask=batch.valid, groups=groups)
+        # Padding is normalised by the statistics of valid images; without this, its loss would steer their attack.
+        valid = batch.valid.reshape(-1, *(1,) * (logits.ndim - 1))
+        return jnp.where(valid, logits, jax.lax.stop_gradient(logits))
+
     model = Model(
         task=recipe.task,
         logits_fn=functional.logits_fn(recipe.graphdef, fixed, batch_stats),
-        batch_logits_fn=lambda images: apply(fixed, batch_stats, images, train=True, mask=batch.valid, groups=groups)[
-            0
-        ],
+        batch_logits_fn=batch_logits,
         forward=lambda stats, images, mask: apply(params, stats, images, train=True, mask=mask, groups=groups),
     )
     defense = recipe.defense

@@ -17,8 +17,8 @@ NORMS = ("linf", "l2")
 def test_pgd_succeeds_exactly_above_the_distance(norm, loss):
     logits_fn, images, labels, distances = two_classes()
     attack = attacks.pgd(norm=norm, epsilon=0.0, num_steps=10, loss=loss, start="clean")
-    below = run(attack, keys(8), logits_fn, images, labels, epsilon=jnp.asarray(0.999 * distances[norm]))
-    above = run(attack, keys(8), logits_fn, images, labels, epsilon=jnp.asarray(1.001 * distances[norm]))
+    below = run(attack, keys(8), logits_fn, images, labels, epsilon=0.999 * distances[norm])
+    above = run(attack, keys(8), logits_fn, images, labels, epsilon=1.001 * distances[norm])
     assert np.all(below.is_right) and np.all(below.hits == 0) and np.all(below.score < 0)
     assert not np.any(above.is_right) and np.all(above.hits > 0) and np.all(above.score > 0)
     assert np.all(above.zero_gradients == 0) and np.all(above.nonfinite_gradients == 0)
@@ -29,8 +29,8 @@ def test_pgd_from_a_random_start_finds_the_boundary_too(norm):
     logits_fn, images, labels, distances = two_classes()
     # A path of ten radii: on the L2 sphere the random start is forgotten exponentially only.
     attack = attacks.pgd(norm=norm, epsilon=0.0, num_steps=40, alpha=10)
-    below = run(attack, keys(8), logits_fn, images, labels, epsilon=jnp.asarray(0.999 * distances[norm]))
-    above = run(attack, keys(8), logits_fn, images, labels, epsilon=jnp.asarray(1.02 * distances[norm]))
+    below = run(attack, keys(8), logits_fn, images, labels, epsilon=0.999 * distances[norm])
+    above = run(attack, keys(8), logits_fn, images, labels, epsilon=1.02 * distances[norm])
     assert np.all(below.is_right) and not np.any(above.is_right)
 
 
@@ -91,17 +91,17 @@ def test_on_boundary_of_a_sample_wrong_from_the_start_collapses_on_the_clean_ima
 @pytest.mark.parametrize("norm", NORMS)
 def test_fgsm_is_one_step_of_its_closed_form(norm):
     logits_fn = smooth_model()
-    images, labels = pixels(6), jnp.array([0, 1, 2, 0, 1, 2])
-    epsilon = jnp.array([0.0, 0.1, 0.2, 0.3, 0.5, 1.0])
+    images, labels = pixels(6), np.array([0, 1, 2, 0, 1, 2])
+    epsilon = np.array([0.0, 0.1, 0.2, 0.3, 0.5, 1.0])
     found = run(attacks.fgsm(norm=norm, epsilon=epsilon), keys(6), logits_fn, images, labels)
 
     def true_log_probability(image, label):
         return jax.nn.log_softmax(logits_fn(image[None])[0])[label]
 
-    gradient = -jax.vmap(jax.grad(true_log_probability))(images, labels)
+    gradient = -np.asarray(jax.jit(jax.vmap(jax.grad(true_log_probability)))(images, labels))
     size = lengths(gradient, "l2")[:, None, None, None]
-    direction = jnp.sign(gradient) if norm == "linf" else gradient / size
-    expected = jnp.clip(images + epsilon[:, None, None, None] * direction, 0, 1)
+    direction = np.sign(gradient) if norm == "linf" else gradient / size
+    expected = np.clip(images + epsilon[:, None, None, None] * direction, 0, 1)
     np.testing.assert_allclose(found.images, expected, atol=2e-7)
 
 
@@ -123,10 +123,10 @@ def test_targeted_attacks_reach_every_class_and_labels_stay_the_truth():
     flat = np.full((9, 6), 0.5, np.float32)
     truth, targets = np.repeat(np.arange(3), 3), np.tile(np.arange(3), 3)
     flat[np.arange(9), truth] += 0.1
-    images, labels, targets = jnp.asarray(flat.reshape(9, *SHAPE)), jnp.asarray(truth), jnp.asarray(targets)
+    images, labels = flat.reshape(9, *SHAPE), truth
     attack = attacks.pgd(norm="linf", epsilon=0.06, num_steps=10, loss="ce", start="clean")
     found = run(attack, keys(9), logits_fn, images, labels, targets=targets)
-    predicted = jnp.argmax(logits_fn(found.images), axis=1)
+    predicted = np.argmax(logits_fn(found.images), axis=1)
     np.testing.assert_array_equal(predicted, targets)
     np.testing.assert_array_equal(found.is_right, targets == labels)
     assert np.all(found.hits > 0)
@@ -171,8 +171,8 @@ def test_worst_of_names_the_member_that_won_and_keeps_the_earlier_at_a_tie():
 
 def test_restarts_are_the_best_of_runs_with_folded_keys():
     logits_fn = smooth_model(seed=3)
-    images, labels = pixels(16, seed=3), jnp.arange(16) % 3
-    attack = attacks.pgd(norm="l2", epsilon=0.4, num_steps=1, alpha=0.5)
+    images, labels = pixels(16, seed=3), np.arange(16) % 3
+    attack = attacks.pgd(norm="linf", epsilon=0.2, num_steps=1, alpha=0.3)
     found = run(attacks.restarts(attack, 4), keys(16), logits_fn, images, labels)
     alone = [
         run(attack, jax.vmap(jax.random.fold_in, (0, None))(keys(16), number), logits_fn, images, labels)
@@ -189,21 +189,20 @@ def test_restarts_are_the_best_of_runs_with_folded_keys():
 
 
 def test_random_starts_are_uniform_in_the_ball():
-    images, unit = jnp.full((4000, 3), 0.5), jnp.ones(4000)
+    images = np.full((4000, 3), 0.5, np.float32)
     for norm in NORMS:
         draws = np.asarray(jax.jit(attacks.norms.uniform_in_ball, static_argnums=2)(keys(4000), images, norm))
-        assert np.all(lengths(jnp.asarray(draws), norm) <= unit + 1e-6)
-        # The share of the ball's volume within radius r is r^3; the median radius is 0.5^(1/3) in both norms.
-        share = np.mean(lengths(jnp.asarray(draws), norm) < 0.5 ** (1 / 3))
-        assert abs(share - 0.5) < 0.04
+        assert np.all(lengths(draws, norm) <= 1 + 1e-6)
+        # The share of the ball's volume within radius r is r^3 in both norms.
+        for radius in (0.4, 0.5 ** (1 / 3), 0.95):
+            assert abs(np.mean(lengths(draws, norm) < radius) - radius**3) < 0.03
         np.testing.assert_allclose(draws.mean(axis=0), 0, atol=0.04)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("distribution", ["uniform", "gaussian"])
+@pytest.mark.parametrize(("norm", "distribution"), [("linf", "uniform"), ("l2", "uniform"), ("l2", "gaussian")])
 def test_noise_has_length_epsilon(norm, distribution):
     logits_fn, images, labels, _ = two_classes()
-    epsilon = jnp.linspace(0, 0.2, 8)
+    epsilon = np.linspace(0, 0.2, 8)
     attack = attacks.noise(norm=norm, epsilon=0.1, distribution=distribution)
     found = run(attack, keys(8), logits_fn, images, labels, epsilon=epsilon)
     np.testing.assert_allclose(lengths(found.images - images, norm), epsilon, rtol=1e-5, atol=1e-7)

@@ -178,7 +178,7 @@ def test_pgd(reference_dir, models, images, labels):
                 ours = some_steps(attack(loss), logits_fn, labels, num_steps)
                 compared.values(f"{name}_{norm}_{loss}_n{num_steps}_{TAG}", ours)
         radius = jnp.asarray(vectors[f"radius_{norm}"], DTYPE)
-        ours = run(attack("slm", radius, 4 * radius / 20), logits_fn, labels)
+        ours = some_steps(attack("slm", radius, 4 * radius / 20), logits_fn, labels, 20)
         compared.values(f"{name}_{norm}_slm_persample_n20_{TAG}", ours)
         if X64:
             ours = run(attack("ce"), logits_fn, labels, targets=(labels + 1) % 10)

@@ -1,7 +1,5 @@
 """Small models of which everything is known, and the programs that the attack tests share."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,14 +34,14 @@ def smooth_model(seed: int = 0, classes: int = 3, scale: float = 1.0) -> jax.tre
     return jax.tree_util.Partial(tanh_network, (jnp.asarray(first), jnp.asarray(second)))
 
 
-def pixels(batch: int, seed: int = 0, low: float = 0.0, high: float = 1.0) -> jax.Array:
+def pixels(batch: int, seed: int = 0, low: float = 0.0, high: float = 1.0) -> np.ndarray:
     """Random images of shape SHAPE; where the range is [0, 1] some pixels lie exactly on its ends."""
     random = np.random.default_rng(seed)
     images = random.uniform(low, high, size=(batch, *SHAPE))
     if (low, high) == (0, 1):
         ends = random.uniform(size=images.shape) < 0.3
         images = np.where(ends, np.round(images), images)
-    return jnp.asarray(images, jnp.float32)
+    return images.astype(np.float32)
 
 
 def two_classes(batch: int = 8, seed: int = 0):
@@ -64,21 +62,25 @@ def two_classes(batch: int = 8, seed: int = 0):
     gap = np.abs(flat @ normal + bias)
     logits_fn = jax.tree_util.Partial(linear, (jnp.asarray(matrix, jnp.float32), jnp.asarray([bias, 0.0], jnp.float32)))
     distances = {"linf": gap / np.abs(normal).sum(), "l2": gap / np.linalg.norm(normal)}
-    labels = jnp.asarray(np.where(signed > 0, 0, 1), jnp.int32)
-    return logits_fn, jnp.asarray(flat.reshape(batch, *SHAPE), jnp.float32), labels, distances
+    labels = np.where(signed > 0, 0, 1).astype(np.int32)
+    return logits_fn, flat.reshape(batch, *SHAPE).astype(np.float32), labels, distances
 
 
 @jax.jit
-def run(attack, key, logits_fn, images, labels, targets=None, epsilon=None, start=None):
+def compiled(attack, key, logits_fn, images, labels, targets=None, epsilon=None, start=None):
     """Any attack's whole result, compiled once per setting."""
     return attack.run(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start)
 
 
-@partial(jax.jit, static_argnames="norm")
+def run(*args, **given):
+    """The whole result of `compiled` as numpy arrays: what is then asked of it compiles nothing more."""
+    return jax.device_get(compiled(*args, **given))
+
+
 def lengths(perturbation, norm):
-    """Norms of perturbations, independently of the package, in float32."""
-    flat = jnp.abs(perturbation.astype(jnp.float32).reshape(perturbation.shape[0], -1))
-    return jnp.max(flat, axis=1) if norm == "linf" else jnp.sqrt(jnp.sum(flat**2, axis=1))
+    """Norms of perturbations, independently of the package, in float64."""
+    flat = np.asarray(perturbation, np.float64).reshape(len(perturbation), -1)
+    return np.abs(flat).max(axis=1) if norm == "linf" else np.sqrt((flat**2).sum(axis=1))
 
 
 def same_bits(first, second) -> bool:

@@ -1,0 +1,197 @@
+"""From a command line to a config, a mode and a workdir."""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from jax_advtrain import config as configs
+from jax_advtrain.config import ConfigError
+from jax_advtrain.training import workdir
+
+MODES = {
+    "train": "train, then evaluate and draw; started again it goes on, or says that all is done",
+    "evaluate": "attack a checkpoint of a workdir again, into eval/<config.eval.name>",
+    "margins": "estimate the margin of every sample of a split, into eval/<name>/margins.npz",
+}
+_USAGE = """Trains a classifier with IMA (per-sample margins) or another defense, attacks it, and draws the results.
+
+  python -m jax_advtrain.main --config=configs/digits_ima.py
+  python -m jax_advtrain.main --config=configs/digits_ima.py --config.epochs=60
+  python -m jax_advtrain.main --mode=evaluate --workdir=runs/digits_ima \\
+      --config.eval.name=strong --config.eval.attacks="pgd:num_steps=100:loss=lm:restarts=5"
+  python -m jax_advtrain.main --mode=margins --workdir=runs/digits_ima --config.margins.norm=l2
+
+Flags:
+  --config=FILE         the experiment; a name alone is looked for in the configs below. Not needed with --mode=evaluate
+                        or margins and a --workdir that holds a run
+  --config.FIELD=VALUE  another value of one of its fields; --config=FILE --help lists them
+  --workdir=DIR         where the run lies (default runs/<config name>)
+  --mode=MODE           {modes}
+  --multihost           call jax.distributed.initialize first (one process a host)
+
+Configs:
+{shipped}
+"""
+
+
+class Asked(NamedTuple):
+    """What a command line asks for."""
+
+    config: ml_collections.ConfigDict
+    mode: str
+    workdir: Path
+    multihost: bool
+
+
+def read(argv: list[str]) -> Asked | None:
+    """Reads a command line, the program's name first; prints the help and returns None where that is asked for.
+
+    Raises:
+      ConfigError: one line on what is wrong.
+    """
+    given, rest = _split(argv)
+    wants_help = any(re.fullmatch(r"-{1,2}(help|helpfull|helpshort|h)", argument) for argument in argv[1:])
+    if given is None and wants_help:
+        print(_usage(), end="")
+        return None
+    path = None if given is None else _find(given)
+    plain_flags = _flags()
+    # Config flags are not defined yet, for the config may lie in the workdir.
+    _parse(plain_flags, [argument for argument in rest if not _is_override(argument)], known_only=True)
+    config, folder = _config(path, plain_flags.mode, plain_flags.workdir)
+    if wants_help:
+        print(f"{_usage()}\nFields of {path}:")
+        for name, value in _fields(config):
+            print(f"  --config.{name}={value!r}")
+        return None
+    _check_names(rest, config)
+    all_flags = _flags()
+    holder = config_flags.DEFINE_config_dict("config", config, "", all_flags, sys_argv=rest)
+    left = _parse(all_flags, rest)
+    if len(left) > 1:
+        raise ConfigError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE (--help lists the flags)")
+    return Asked(holder.value, all_flags.mode, folder, all_flags.multihost)
+
+
+def _flags() -> flags.FlagValues:
+    found = flags.FlagValues()
+    flags.DEFINE_enum("mode", "train", list(MODES), "", flag_values=found)
+    flags.DEFINE_string("workdir", None, "", flag_values=found)
+    flags.DEFINE_bool("multihost", False, "", flag_values=found)
+    return found
+
+
+def _parse(found: flags.FlagValues, argv: list[str], *, known_only: bool = False) -> list[str]:
+    try:
+        return found(argv, known_only=known_only)
+    except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ConfigError(str(error)) from None
+
+
+def _split(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --config (the last one given), and all other arguments."""
+    given, rest, arguments = None, [], iter(argv)
+    for argument in arguments:
+        if re.fullmatch(r"-{1,2}config", argument):
+            given = next(arguments, "")
+        elif match := re.fullmatch(r"-{1,2}config=(.*)", argument, re.DOTALL):
+            given = match[1]
+        else:
+            rest.append(argument)
+    return given, rest
+
+
+def _is_override(argument: str) -> bool:
+    return re.match(r"-{1,2}(no)?config\.", argument) is not None
+
+
+def _shipped() -> list[Path]:
+    package = Path(__file__).parent
+    return sorted(
+        path for folder in (package / "configs", package.parent / "configs") for path in folder.glob("*_*.py")
+    )
+
+
+def _find(given: str) -> Path:
+    """A config file as given, or the one of that name which comes with the package."""
+    shipped = {path.name: path for path in _shipped()}
+    name = Path(given).name
+    for path in (Path(given), shipped.get(name), shipped.get(f"{name}.py")):
+        if path is not None and path.is_file():
+            return path
+    raise ConfigError(f"--config={given}: no such file{configs.nearest(name, list(shipped))}")
+
+
+def _config(path: Path | None, mode: str, folder: str | None) -> tuple[ml_collections.ConfigDict, Path]:
+    """The config and the workdir; without a config file, the config that the workdir keeps."""
+    if path is not None:
+        return _load(path), Path(folder) if folder else Path("runs") / path.stem
+    if mode == "train" or not folder:
+        other = "" if mode == "train" else ", or --workdir=DIR of a run"
+        raise ConfigError(
+            f"--config is missing: give --config=configs/digits_ima.py or another{other} (--help lists them)"
+        )
+    try:
+        there = workdir.read_config(Path(folder))
+        if there is None:
+            raise ConfigError(f"{folder} holds no run; give the --workdir of one, or --config")
+        return configs.from_plain(there), Path(folder)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _load(path: Path) -> ml_collections.ConfigDict:
+    spec = importlib.util.spec_from_file_location("advtrain_config", path)
+    try:
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = module.get_config()
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from None
+    if not isinstance(found, ml_collections.ConfigDict):
+        raise ConfigError(f"{path}: get_config() gives {type(found).__name__}, not a ConfigDict")
+    return found
+
+
+def _fields(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of the fields that are no sections."""
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _check_names(argv: list[str], config: ml_collections.ConfigDict) -> None:
+    names = dict(_fields(config))
+    for argument in argv[1:]:
+        if not _is_override(argument):
+            continue
+        name = argument.partition("=")[0].partition(".")[2]
+        if any(field.startswith(f"{name}.") for field in names):
+            inside = ", ".join(field for field in names if field.startswith(f"{name}."))
+            raise ConfigError(f"--config.{name} is a section; set one of its fields: {inside}")
+        if name not in names:
+            tops = ", ".join(dict.fromkeys(field.partition(".")[0] for field in names))
+            raise ConfigError(
+                f"--config.{name}: no such field{configs.nearest(name, list(names)) or f'; fields: {tops}'}"
+            )
+
+
+def _usage() -> str:
+    modes = "\n                        ".join(f"{name}: {text}" for name, text in MODES.items())
+    lines = []
+    for path in _shipped():
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        lines.append(f"  {path.name:<22}{text.partition(chr(10))[0]}")
+    return _USAGE.format(modes=modes, shipped="\n".join(dict.fromkeys(lines)))

@@ -1,0 +1,208 @@
+"""The check of every value of a config before any work; what only the data can tell is checked with the data."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from jax_advtrain import data, defenses, models
+from jax_advtrain.attacks.registry import unknown_name
+from jax_advtrain.config import ConfigError, base
+from jax_advtrain.defenses.registry import DEFENSES
+from jax_advtrain.evaluation import suite
+from jax_advtrain.evaluation.margin_survey import check_radii
+from jax_advtrain.training import optim
+from jax_advtrain.training.checkpoints import BEST, LAST
+
+_WHOLE_NUMBERS = (
+    *("epochs", "batch_size", "num_shards", "monitor.every", "monitor.num_samples", "checkpoint.keep"),
+    *("checkpoint.every_epochs", "eval.batch_size", "margins.num_steps"),
+)
+_SPLITS = ("train", "validation", "test")
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
+
+
+def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
+    """Checks every field that can be checked without data.
+
+    Raises:
+      ConfigError: one line: which field, what it is, what it may be.
+    """
+    _plain_values("", config)
+    _known_fields(config)
+    _numbers(config, num_devices)
+    _names(config)
+    try:
+        _defense("defense", config.defense)
+        for name, defense in config.beside.items():
+            _beside(config, name, defense)
+        optim.build(config.optimizer, steps_per_epoch=1, epochs=config.epochs)
+        for field, text in (("eval.attacks", config.eval.attacks), ("monitor.attacks", config.monitor.attacks)):
+            suite.parse_all(suite.texts(text), where=field)
+        check_radii(tuple(config.margins.radii))
+        data.augment.build(tuple(config.data.augment))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except TypeError as error:
+        raise ConfigError(f"a config value has the wrong type: {error}") from error
+
+
+def _plain_values(where: str, value: Any) -> None:
+    """Only what JSON keeps: a workdir holds the config as JSON and never executes it."""
+    if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+        for name, part in value.items():
+            _plain_values(f"{where}.{name}" if where else str(name), part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _plain_values(where, part)
+    elif not isinstance(value, (bool, int, float, str, type(None))):
+        raise ConfigError(f"{where} holds a {type(value).__name__}; give plain values (numbers, text, lists of them)")
+
+
+def _known_fields(config: ml_collections.ConfigDict) -> None:
+    """Fields that a config file made up or lost; the command line cannot (the config is locked by then)."""
+    template = base()
+    for name in config:
+        if name not in template:
+            raise ConfigError(unknown_name("config field", name, list(template)))
+    for name, whole in template.items():
+        if name not in config:
+            raise ConfigError(f"config field {name!r} is missing; start the config from jax_advtrain.config.base()")
+        if not isinstance(whole, ml_collections.ConfigDict):
+            continue
+        if not isinstance(config[name], ml_collections.ConfigDict):
+            raise ConfigError(f"{name} is {config[name]!r}; it is a section of fields: set {name}.FIELD")
+        if name in ("model", "defense", "beside"):
+            continue
+        for field in config[name]:
+            if field not in whole:
+                raise ConfigError(unknown_name("config field", f"{name}.{field}", [f"{name}.{f}" for f in whole]))
+        for field in whole:
+            if field not in config[name]:
+                raise ConfigError(f"config field '{name}.{field}' is missing; set fields of base(), not whole sections")
+
+
+def _numbers(config: ml_collections.ConfigDict, num_devices: int) -> None:
+    _whole("seed", config.seed, 0)
+    if config.seed >= 2**32:
+        raise ConfigError(f"seed is {config.seed}; give a whole number below 2**32")
+    for name in _WHOLE_NUMBERS:
+        _whole(name, _at(config, name), 1)
+    _whole("eval.figures", config.eval.figures, 0)
+    for name in ("eval.num_samples", "margins.num_samples"):
+        if _at(config, name) is not None:
+            _whole(name, _at(config, name), 1)
+    if config.num_shards % num_devices:
+        raise ConfigError(f"num_shards is {config.num_shards}; give a multiple of the {num_devices} devices here")
+    if config.batch_size % config.num_shards:
+        raise ConfigError(f"batch_size is {config.batch_size}; give a multiple of num_shards = {config.num_shards}")
+    if config.ema_decay is not None and not (_is_number(config.ema_decay) and 0 < config.ema_decay < 1):
+        raise ConfigError(f"ema_decay is {config.ema_decay!r}; give a number between 0 and 1, or None")
+    if config.optimizer.clip_norm is not None and not _is_number(config.optimizer.clip_norm):
+        raise ConfigError(f"optimizer.clip_norm is {config.optimizer.clip_norm!r}; give a number above 0, or None")
+    for field in ("boundaries", "values"):
+        for value in config.optimizer[field]:
+            if not (_is_number(value) and value >= 0):
+                raise ConfigError(f"optimizer.{field} holds {value!r}; give finite numbers from 0")
+    for name in ("eval.epsilons_linf", "eval.epsilons_l2", "margins.radii"):
+        _radii(name, _at(config, name))
+    if config.monitor.epsilon is not None:
+        _radii("monitor.epsilon", (config.monitor.epsilon,))
+
+
+def _names(config: ml_collections.ConfigDict) -> None:
+    for section in ("eval", "margins"):
+        if config[section].split not in _SPLITS:
+            raise ConfigError(unknown_name(f"{section}.split", config[section].split, _SPLITS))
+    for section in ("margins", "monitor"):
+        name = config[section].norm
+        if name not in ("linf", "l2") and not (name is None and section == "monitor"):
+            raise ConfigError(unknown_name(f"{section}.norm", name, ("linf", "l2")))
+    if config.eval.checkpoint not in (LAST, BEST):
+        raise ConfigError(unknown_name("eval.checkpoint", config.eval.checkpoint, (LAST, BEST)))
+    for name in suite.texts(config.eval.after_training):
+        if name not in (LAST, BEST):
+            raise ConfigError(unknown_name("eval.after_training", name, (LAST, BEST)))
+    if config.eval.name and not _FOLDER_NAME.fullmatch(config.eval.name):
+        raise ConfigError(f"eval.name is {config.eval.name!r}; give one folder name of letters, digits and _ . + -")
+    _model(config.model)
+
+
+def _model(model: Mapping[str, Any]) -> None:
+    name = model.get("name")
+    if name not in models.NETWORKS:
+        raise ConfigError(unknown_name("model.name", name, models.NETWORKS))
+    for field in model:
+        if field != "name" and field not in models.field_names(name):
+            raise ConfigError(unknown_name(f"model {name!r}: field", field, models.field_names(name)))
+
+
+def _defense(where: str, spec: Any) -> None:
+    """Types first, so that the defense itself need only look at ranges."""
+    if not isinstance(spec, (Mapping, ml_collections.ConfigDict)):
+        raise ConfigError(f"{where} is {spec!r}; give a name and the fields of that defense")
+    if spec.get("name") in DEFENSES:
+        for field in dataclasses.fields(DEFENSES[spec["name"]]):
+            if field.name in spec:
+                _like(f"{where}.{field.name}", spec[field.name], field.default)
+    try:
+        defenses.from_config(spec)
+    except ValueError as error:
+        other = "; another defense needs a config file that starts from base(NAME)" if _of_another(spec) else ""
+        raise ConfigError(f"{where}: {error}{other}") from error
+
+
+def _of_another(spec: Mapping[str, Any]) -> bool:
+    """Whether the name of a defense was changed and the fields left as they were: some belong to another one only."""
+    known = {name: {field.name for field in dataclasses.fields(method)} for name, method in DEFENSES.items()}
+    own = known.get(spec.get("name", ""), set())
+    return bool(own) and any(field in fields - own for fields in known.values() for field in spec)
+
+
+def _beside(config: ml_collections.ConfigDict, name: str, defense: Any) -> None:
+    if not _FOLDER_NAME.fullmatch(name) or name == config.defense.name:
+        raise ConfigError(f"beside holds {name!r}; give a folder name other than that of the defense itself")
+    _defense(f"beside.{name}", defense)
+
+
+def _like(name: str, value: Any, default: Any) -> None:
+    """Raises ConfigError where a value is not of its default's kind; None stands for "a whole number, or None"."""
+    if default is None:
+        if value is not None:
+            _whole(name, value, 0)
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} is {value!r}; give True or False")
+    elif isinstance(default, int):
+        _whole(name, value, 0)
+    elif isinstance(default, float):
+        if not _is_number(value) or value < 0:
+            raise ConfigError(f"{name} is {value!r}; give a finite number from 0")
+    elif not isinstance(value, type(default)):
+        raise ConfigError(f"{name} is {value!r}; give a {type(default).__name__}")
+
+
+def _at(config: ml_collections.ConfigDict, dotted: str) -> Any:
+    for name in dotted.split("."):
+        config = config[name]
+    return config
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}; give a whole number from {least}")
+
+
+def _radii(name: str, values: Any) -> None:
+    for value in values:
+        if not _is_number(value) or value <= 0:
+            raise ConfigError(f"{name} holds {value!r}; radii are finite numbers above 0, in pixel units of [0, 1]")
+    if len(set(values)) < len(values):
+        raise ConfigError(f"{name} is {tuple(values)}; give each radius once")

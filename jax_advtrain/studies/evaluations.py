@@ -1,0 +1,211 @@
+"""The evaluation of a checkpoint in a folder of its own: run, written, drawn, shown; never done twice, never lost."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jax_advtrain import config as configs
+from jax_advtrain.config import ConfigError
+from jax_advtrain.data import Dataset, to_unit
+from jax_advtrain.evaluation import evaluate as evaluation
+from jax_advtrain.evaluation import results, suite
+from jax_advtrain.evaluation.attack_dataset import attack_dataset, first, name_seed
+from jax_advtrain.reports import curves, images
+from jax_advtrain.studies import opening
+from jax_advtrain.training import experiment as experiments
+from jax_advtrain.training import loop, workdir
+from jax_advtrain.training.display import Display
+from jax_advtrain.training.experiment import Experiment
+from jax_advtrain.training.state import TrainState
+
+_SETTINGS_NAME = "settings.json"
+_CURVE_NAME, _GALLERY_NAME = "accuracy_vs_radius.png", "images.png"
+# What of config.eval decides the numbers; batch size and figures do not.
+_DECISIVE = ("split", "attacks", "epsilons_linf", "epsilons_l2", "num_samples")
+
+
+def evaluate_run(config: Any, folder: Path | str, display: Display | None = None) -> dict[str, Any]:
+    """Evaluates a workdir's checkpoint into eval/<eval.name> (default: the checkpoint's name).
+
+    Returns:
+      results.json's content.
+
+    Raises:
+      ConfigError: no such run, or that folder holds an evaluation with other settings.
+    """
+    folder, display = Path(folder), display or Display()
+    which = config.eval.checkpoint
+    experiment, state = opening.load_run(config, folder, which, display)
+    target = folder / "eval" / (config.eval.name or which)
+    found = evaluate_state(config, target, display, experiment, state, which)
+    show(display, target.name, found)
+    display.say(f"results: {target / results.RESULTS_NAME}")
+    display.say(f"plots:   {target}")
+    return found
+
+
+def _settings(config: Any, which: str, step: int) -> dict[str, Any]:
+    kept = configs.plain(config.eval)
+    return {**{name: kept[name] for name in _DECISIVE}, "checkpoint": which, "seed": config.seed, "step": step}
+
+
+def standing(target: Path) -> dict[str, Any] | None:
+    """The settings of the whole evaluation that a folder holds, or None."""
+    try:
+        found = workdir.read_json(target / _SETTINGS_NAME)
+        return found if (target / results.RESULTS_NAME).exists() else None
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def refuse_other_settings(config: Any, target: Path, which: str) -> None:
+    """Raises ConfigError where the folder holds an evaluation with other settings, whatever its step."""
+    there = standing(target)
+    differing = [] if there is None else configs.differences(there, _settings(config, which, there["step"]))
+    if differing:
+        raise ConfigError(
+            f"{target} holds another evaluation: {'; '.join(differing)}. Give this one a folder of its own: "
+            "--mode=evaluate --config.eval.name=NAME"
+        )
+
+
+def evaluate_state(
+    config: Any,
+    target: Path,
+    display: Display,
+    experiment: Experiment,
+    state: TrainState,
+    which: str,
+    *,
+    replace: bool = False,
+    twin: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluates and draws into a folder, unless the same is there already.
+
+    An evaluation of an earlier step of the run (with `replace`: any other) is moved aside, to <folder>.step-<number>.
+    Where the folder `twin` holds the same evaluation of the same step, under another checkpoint's name, nothing is
+    attacked twice.
+
+    Returns:
+      results.json's content.
+
+    Raises:
+      ConfigError: the folder holds an evaluation of this step with other settings; there are no samples.
+    """
+    settings = _settings(config, which, int(state.step))
+    data = opening.samples(experiment, "eval", config)
+    there = standing(target)
+    if there == settings:
+        display.say(f"{target} holds this evaluation already")
+        found = results.read_results(target)
+    else:
+        if there is not None:
+            if there["step"] == settings["step"] and not replace:
+                refuse_other_settings(config, target, which)
+            _move_aside(target, there["step"], display)
+        if twin is not None and standing(twin) == {**settings, "checkpoint": (standing(twin) or {}).get("checkpoint")}:
+            display.say(f"the {which} checkpoint is that of {twin}, which is evaluated already")
+            found = results.read_results(twin)
+            measured = results.records_of(found), results.read_per_sample(twin), found["model"]["bad_gradients"]
+        else:
+            measured = _measure(config, display, experiment, state, data, which)
+        found = _write(config, target, data, settings, *measured)
+    _draw(config, target, experiment, state, data, found)
+    return found
+
+
+def _move_aside(target: Path, step: int, display: Display) -> None:
+    aside, number = target.with_name(f"{target.name}.step-{step}"), 0
+    while aside.exists():
+        number += 1
+        aside = target.with_name(f"{target.name}.step-{step}.{number}")
+    if workdir.is_writer():
+        os.rename(target, aside)
+    display.say(f"the earlier evaluation is kept as {aside}")
+
+
+def _measure(config: Any, display: Display, experiment: Experiment, state: TrainState, data: Dataset, which: str):
+    with display.working(f"evaluating the {which} checkpoint on {len(data)} {config.eval.split} samples") as tell:
+        return evaluation.evaluate(
+            experiment.logits_fn(state),
+            data,
+            experiments.members(experiment, suite.texts(config.eval.attacks)),
+            {norm: tuple(config.eval[f"epsilons_{norm}"]) for norm in ("linf", "l2")},
+            experiment.mesh,
+            split=config.eval.split,
+            seed=config.seed,
+            batch_size=config.eval.batch_size,
+            progress=tell,
+        )
+
+
+def _write(config: Any, target: Path, data: Dataset, settings, records, per_sample, bad_gradients) -> dict[str, Any]:
+    model = {
+        **configs.plain(config.model),
+        "defense": configs.plain(config.defense),
+        "checkpoint": settings["checkpoint"],
+        "step": settings["step"],
+        "bad_gradients": {what: list(counts) for what, counts in bad_gradients.items()},
+    }
+    if workdir.is_writer():
+        workdir.write_json(target / _SETTINGS_NAME, settings)
+        results.write_results(target, model=model, data=data.fingerprint(), records=records, per_sample=per_sample)
+    return results.build_results(model, data.fingerprint(), records)
+
+
+def _draw(config: Any, target: Path, experiment: Experiment, state: TrainState, data: Dataset, found) -> None:
+    """The pictures that are not there yet: a run killed while drawing is mended by the same command."""
+    title = f"{config.defense.name} on {data.name}, {found['model']['checkpoint']} checkpoint"
+    if found["headline"] and workdir.is_writer() and not (target / _CURVE_NAME).exists():
+        curves.accuracy_vs_radius(found, target / _CURVE_NAME, title=title)
+    wanted = data.images.ndim == 4 and config.eval.figures and suite.texts(config.monitor.attacks)
+    if wanted and not (target / _GALLERY_NAME).exists():
+        _draw_gallery(config, target / _GALLERY_NAME, experiment, state, data)
+
+
+def _draw_gallery(config: Any, path: Path, experiment: Experiment, state: TrainState, data: Dataset) -> None:
+    """Clean, attacked and difference of a few images, under the monitor's last attack at its radius."""
+    norm, epsilon = loop.monitored_radius(config)
+    few, logits_fn = first(data, config.eval.figures), experiment.logits_fn(state)
+    member = experiments.members(experiment, suite.texts(config.monitor.attacks))[-1]
+    clean = attack_dataset(None, logits_fn, few, experiment.mesh)
+    found = attack_dataset(
+        member.build(norm),
+        logits_fn,
+        few,
+        experiment.mesh,
+        norm=norm,
+        epsilon=epsilon,
+        seed=name_seed(config.seed, "gallery"),
+        keep_images=True,
+    )
+    assert found.images is not None
+    if not workdir.is_writer():
+        return
+    images.attack_grid(
+        np.asarray(to_unit(few.images)),
+        found.images,
+        path,
+        labels=few.labels.tolist(),
+        clean_predictions=clean.prediction.tolist(),
+        attacked_predictions=found.prediction.tolist(),
+        clean_confidence=clean.confidence.tolist(),
+        attacked_confidence=found.confidence.tolist(),
+        class_names=few.class_names,
+        title=f"{member.label}, {norm} {epsilon:g}",
+        limit=config.eval.figures,
+    )
+
+
+def show(display: Display, name: str, found: Mapping[str, Any]) -> None:
+    """The short table and the warnings of an evaluation."""
+    record = found["records"][0]
+    title = f"{name}: {found['model']['checkpoint']} checkpoint, {record['n']} {record['split']} samples"
+    display.table(title, results.results_table(found))
+    for warning in found["warnings"]:
+        display.say(f"warning: {warning}")
+    for what, (zero, nonfinite) in found["model"].get("bad_gradients", {}).items():
+        display.say(f"warning: {what}: zero gradient at {zero} samples, NaN or infinite at {nonfinite}")

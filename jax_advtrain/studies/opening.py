@@ -1,0 +1,176 @@
+"""Opening a workdir: all that can be wrong is found here, before any work, and nothing is written."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jax_advtrain import config as configs
+from jax_advtrain import devices
+from jax_advtrain.config import ConfigError
+from jax_advtrain.config_check import validate
+from jax_advtrain.data import Dataset
+from jax_advtrain.evaluation import suite
+from jax_advtrain.evaluation.attack_dataset import first
+from jax_advtrain.training import experiment as experiments
+from jax_advtrain.training import loop, workdir
+from jax_advtrain.training.checkpoints import LAST, Checkpoints, Saved
+from jax_advtrain.training.display import Display
+from jax_advtrain.training.experiment import Experiment
+from jax_advtrain.training.state import TrainState
+
+
+@contextlib.contextmanager
+def config_errors() -> Iterator[None]:
+    """Before work begins, what the rooms refuse (ValueError) is the user's to mend: one line, no traceback. From then
+    on a ValueError is a bug of this program and keeps its traceback."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def set_up(config: Any, folder: Path, *, is_training: bool = True) -> Experiment:
+    """Finds all that can be wrong before work begins, and builds the experiment; writes nothing into the workdir.
+
+    Raises:
+      ConfigError: one line.
+    """
+    with config_errors():
+        mesh = all_devices()
+        validate(config, mesh.size)
+        refuse_other_run(config, folder)
+        experiment = experiments.build(config, mesh)
+        refuse_other_data(folder, experiment)
+        for field in ("eval", "monitor"):
+            experiments.members(experiment, suite.texts(config[field].attacks))
+        if not is_training:
+            return experiment
+        steps = workdir.newest_step(folder, LAST)
+        if steps > experiment.total_steps:
+            trained = steps / experiment.steps_per_epoch
+            raise ConfigError(
+                f"{folder} has trained {trained:g} epochs, epochs is {config.epochs}; it may only grow: give at least "
+                "as many, or another --workdir"
+            )
+        samples(experiment, "eval", config)
+        if config.beside and experiment.splits.train.image_shape != (2,):
+            raise ConfigError(
+                f"beside needs points in the plane; {experiment.splits.train.name!r} has samples of shape "
+                f"{experiment.splits.train.image_shape}"
+            )
+        return experiment
+
+
+def samples(experiment: Experiment, section: str, config: Any) -> Dataset:
+    """The samples that a section of the config (eval, margins) names: the first num_samples of its split.
+
+    Raises:
+      ConfigError: the split is empty.
+    """
+    split = config[section].split
+    found = first(getattr(experiment.splits, split), config[section].num_samples)
+    if not len(found):
+        raise ConfigError(f"{section}.split is {split!r}, which is empty; set data.{split}_size, or give another split")
+    return found
+
+
+def all_devices(*, multihost: bool = False) -> Mesh:
+    """All devices along one axis; of all processes, where `multihost` (then this must be the first use of JAX).
+
+    Raises:
+      ConfigError: JAX has none, or the processes do not find each other.
+    """
+    try:
+        if multihost:
+            jax.distributed.initialize()
+        return devices.make_mesh()
+    except (RuntimeError, ValueError) as error:
+        what = "--multihost" if multihost else "JAX finds no devices"
+        raise ConfigError(f"{what}: {error}") from error
+
+
+def saved_facts(config: Any, experiment: Experiment) -> Saved:
+    """What checkpoints carry beside the arrays."""
+    return Saved(configs.identity(config), experiment.splits.train.fingerprint(), 0)
+
+
+def fingerprints(experiment: Experiment) -> dict[str, Any]:
+    """{split: fingerprint} of the splits that have samples."""
+    return {name: split.fingerprint() for name, split in experiment.splits._asdict().items() if len(split)}
+
+
+def refuse_other_run(config: Any, folder: Path) -> None:
+    """Raises ConfigError where the workdir holds the run of another config."""
+    there = workdir.read_config(folder)
+    if there is None:
+        if (folder / "checkpoints").exists():
+            raise ConfigError(f"{folder} holds checkpoints and no {workdir.CONFIG_NAME}; give another --workdir")
+        return
+    try:
+        kept = configs.identity(configs.from_plain(there))
+    except ConfigError as error:
+        raise ConfigError(f"{folder / workdir.CONFIG_NAME}: {error}; give another --workdir") from None
+    differing = configs.differences(kept, configs.identity(config))
+    if differing:
+        raise ConfigError(f"{folder} holds a run of another config: {'; '.join(differing)}. Give another --workdir")
+
+
+def refuse_other_data(folder: Path, experiment: Experiment) -> None:
+    """Raises ConfigError where the workdir's run was started with other data."""
+    there = workdir.read_fingerprints(folder)
+    if there is None:
+        return
+    differing = configs.differences(_short(there), _short(fingerprints(experiment)))
+    if differing:
+        raise ConfigError(
+            f"{folder} holds a run on other data: {'; '.join(differing)}. Its margins belong to those images: give the "
+            "same data, or another --workdir"
+        )
+
+
+def _short(found: Any) -> Any:
+    """Fingerprints with hashes that a person can compare."""
+    if isinstance(found, dict):
+        return {name: _short(part) for name, part in found.items()}
+    return found[:8] if isinstance(found, str) and len(found) == 64 else found
+
+
+def load_run(config: Any, folder: Path, which: str, display: Display) -> tuple[Experiment, TrainState]:
+    """A finished or running workdir's experiment and checkpoint; nothing is written.
+
+    Raises:
+      ConfigError: no run there, another run, or no checkpoint yet.
+    """
+    with config_errors():
+        if workdir.read_config(folder) is None:
+            raise ConfigError(f"{folder} holds no run; train one with --mode=train, or give its --workdir")
+        experiment = set_up(config, folder, is_training=False)
+        state = restored(config, folder, experiment, which, display, read_only=True)
+        if state is None:
+            hint = (
+                "" if len(experiment.splits.validation) else ": no validation data; give --config.eval.checkpoint=last"
+            )
+            raise ConfigError(f"{folder} has no {which} checkpoint yet{hint}")
+        return experiment, state
+
+
+def restored(
+    config: Any, folder: Path, experiment: Experiment, which: str, display: Display, *, read_only: bool
+) -> TrainState | None:
+    """The newest whole checkpoint of that kind, or None."""
+    if not (folder / "checkpoints" / which).is_dir():
+        return None
+    checkpoints = Checkpoints(folder, keep=config.checkpoint.keep, read_only=read_only)
+    try:
+        if checkpoints.path(which) is None:
+            return None
+        state, step = loop.restore_or_start(experiment, saved_facts(config, experiment), checkpoints, which, display)
+        return state if step else None
+    finally:
+        checkpoints.close()
