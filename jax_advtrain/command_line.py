@@ -34,7 +34,8 @@ Flags:
   --config.FIELD=VALUE  another value of one of its fields; --config=FILE --help lists them
   --workdir=DIR         where the run lies (default runs/<config name>)
   --mode=MODE           {modes}
-  --multihost           call jax.distributed.initialize first (one process a host)
+  --multihost           one of several processes, found by Slurm or the like, or by the environment:
+                        JAX_COORDINATOR_ADDRESS=HOST:PORT of the first, JAX_NUM_PROCESSES, JAX_PROCESS_ID
 
 Configs:
 {shipped}

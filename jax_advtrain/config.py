@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from jax_advtrain import data
 from jax_advtrain.defenses.registry import DEFENSES
@@ -121,16 +122,16 @@ def _settable(value: Any) -> Any:
         return {name: _settable(part) for name, part in value.items()}
     if isinstance(value, list):
         return tuple(value)
-    return ml_collections.config_dict.placeholder(object) if value is None else value
+    return config_dict.placeholder(object) if value is None else value
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain(config: Any) -> dict[str, Any]:
     """Nested dicts, lists and numbers, as JSON keeps them."""
     as_dict = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     return json.loads(json.dumps(as_dict))
 
 
-def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+def identity(config: Any) -> dict[str, Any]:
     """The part of a plain config that says which run it is."""
     whole = plain(config)
     whole["data"] = {name: value for name, value in whole["data"].items() if name not in _FREE_DATA_FIELDS}

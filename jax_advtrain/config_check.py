@@ -21,11 +21,12 @@ _WHOLE_NUMBERS = (
     *("epochs", "batch_size", "num_shards", "monitor.every", "monitor.num_samples", "checkpoint.keep"),
     *("checkpoint.every_epochs", "eval.batch_size", "margins.num_steps"),
 )
+_LOSSES_OF_ONE_LOGIT, _LOSSES_OF_SEVERAL = ("bce", "lmb"), ("ce", "lm", "slm")
 _SPLITS = ("train", "validation", "test")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 
 
-def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
+def validate(config: Any, num_devices: int) -> None:
     """Checks every field that can be checked without data.
 
     Raises:
@@ -36,7 +37,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
     _numbers(config, num_devices)
     _names(config)
     try:
-        _defense("defense", config.defense)
+        _defense("defense", config.defense, one_logit=config.one_logit)
         for name, defense in config.beside.items():
             _beside(config, name, defense)
         optim.build(config.optimizer, steps_per_epoch=1, epochs=config.epochs)
@@ -52,7 +53,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
 
 def _plain_values(where: str, value: Any) -> None:
     """Only what JSON keeps: a workdir holds the config as JSON and never executes it."""
-    if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+    if _is_section(value):
         for name, part in value.items():
             _plain_values(f"{where}.{name}" if where else str(name), part)
     elif isinstance(value, (list, tuple)):
@@ -62,7 +63,7 @@ def _plain_values(where: str, value: Any) -> None:
         raise ConfigError(f"{where} holds a {type(value).__name__}; give plain values (numbers, text, lists of them)")
 
 
-def _known_fields(config: ml_collections.ConfigDict) -> None:
+def _known_fields(config: Any) -> None:
     """Fields that a config file made up or lost; the command line cannot (the config is locked by then)."""
     template = base()
     for name in config:
@@ -85,7 +86,9 @@ def _known_fields(config: ml_collections.ConfigDict) -> None:
                 raise ConfigError(f"config field '{name}.{field}' is missing; set fields of base(), not whole sections")
 
 
-def _numbers(config: ml_collections.ConfigDict, num_devices: int) -> None:
+def _numbers(config: Any, num_devices: int) -> None:
+    if not isinstance(config.one_logit, bool):
+        raise ConfigError(f"one_logit is {config.one_logit!r}; give True or False")
     _whole("seed", config.seed, 0)
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}; give a whole number below 2**32")
@@ -113,7 +116,7 @@ def _numbers(config: ml_collections.ConfigDict, num_devices: int) -> None:
         _radii("monitor.epsilon", (config.monitor.epsilon,))
 
 
-def _names(config: ml_collections.ConfigDict) -> None:
+def _names(config: Any) -> None:
     for section in ("eval", "margins"):
         if config[section].split not in _SPLITS:
             raise ConfigError(unknown_name(f"{section}.split", config[section].split, _SPLITS))
@@ -132,7 +135,7 @@ def _names(config: ml_collections.ConfigDict) -> None:
 
 
 def _model(model: Mapping[str, Any]) -> None:
-    name = model.get("name")
+    name = str(model.get("name"))
     if name not in models.NETWORKS:
         raise ConfigError(unknown_name("model.name", name, models.NETWORKS))
     for field in model:
@@ -140,14 +143,19 @@ def _model(model: Mapping[str, Any]) -> None:
             raise ConfigError(unknown_name(f"model {name!r}: field", field, models.field_names(name)))
 
 
-def _defense(where: str, spec: Any) -> None:
+def _defense(where: str, spec: Any, *, one_logit: bool) -> None:
     """Types first, so that the defense itself need only look at ranges."""
-    if not isinstance(spec, (Mapping, ml_collections.ConfigDict)):
+    if not _is_section(spec):
         raise ConfigError(f"{where} is {spec!r}; give a name and the fields of that defense")
     if spec.get("name") in DEFENSES:
         for field in dataclasses.fields(DEFENSES[spec["name"]]):
             if field.name in spec:
                 _like(f"{where}.{field.name}", spec[field.name], field.default)
+    loss = spec.get("attack_loss")
+    fitting = _LOSSES_OF_ONE_LOGIT if one_logit else _LOSSES_OF_SEVERAL
+    if loss in (*_LOSSES_OF_ONE_LOGIT, *_LOSSES_OF_SEVERAL) and loss not in fitting:
+        logits = "one_logit" if one_logit else "several logits"
+        raise ConfigError(f"{where}.attack_loss is {loss!r}; with {logits} give one of {', '.join(fitting)}")
     try:
         defenses.from_config(spec)
     except ValueError as error:
@@ -162,10 +170,10 @@ def _of_another(spec: Mapping[str, Any]) -> bool:
     return bool(own) and any(field in fields - own for fields in known.values() for field in spec)
 
 
-def _beside(config: ml_collections.ConfigDict, name: str, defense: Any) -> None:
+def _beside(config: Any, name: str, defense: Any) -> None:
     if not _FOLDER_NAME.fullmatch(name) or name == config.defense.name:
         raise ConfigError(f"beside holds {name!r}; give a folder name other than that of the defense itself")
-    _defense(f"beside.{name}", defense)
+    _defense(f"beside.{name}", defense, one_logit=config.one_logit)
 
 
 def _like(name: str, value: Any, default: Any) -> None:
@@ -185,7 +193,11 @@ def _like(name: str, value: Any, default: Any) -> None:
         raise ConfigError(f"{name} is {value!r}; give a {type(default).__name__}")
 
 
-def _at(config: ml_collections.ConfigDict, dotted: str) -> Any:
+def _is_section(value: Any) -> bool:
+    return isinstance(value, (Mapping, ml_collections.ConfigDict))
+
+
+def _at(config: Any, dotted: str) -> Any:
     for name in dotted.split("."):
         config = config[name]
     return config

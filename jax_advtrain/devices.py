@@ -1,5 +1,8 @@
 """Devices along one axis, and rows spread over them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -9,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 AXIS = "data"
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """All devices of all processes (or those given) along the one axis "data"."""
-    devices = jax.devices() if devices is None else devices
+    devices = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
@@ -20,8 +23,9 @@ def spread(mesh: Mesh, rows: np.ndarray, positions: np.ndarray | None = None) ->
     sharding = NamedSharding(mesh, P(AXIS))
     if positions is None:
         return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
-    shape = (len(positions), *rows.shape[1:])
-    return jax.make_array_from_callback(shape, sharding, lambda index: rows[positions[index[0]]])
+    wanted: np.ndarray = positions
+    shape = (len(wanted), *rows.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, lambda index: rows[wanted[index[0]]])
 
 
 def gathered(rows: jax.Array) -> np.ndarray:

@@ -5,9 +5,10 @@ small run made with it.
 repository. A clone without it skips the tests that need it, and says why.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,28 @@ def get_config():
 """
 
 
+@contextlib.contextmanager
+def compiled_once(folder: Path) -> Iterator[None]:
+    """Within this, programs that the session compiled before are read from a folder and not compiled again."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `compiled_once` keeps the session's programs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 class Answer(NamedTuple):
     """What a command line gave back."""
 
@@ -74,13 +97,14 @@ class Answer(NamedTuple):
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture) -> Callable[..., Answer]:
+def command(capfd: pytest.CaptureFixture, compiled_programs: Path) -> Callable[..., Answer]:
     """Runs a command line in this process: command("--config=...", ...) -> Answer."""
     from jax_advtrain.main import main
 
     def run(*arguments: object) -> Answer:
         capfd.readouterr()
-        code = main(["main.py", *map(str, arguments)])
+        with compiled_once(compiled_programs):
+            code = main(["main.py", *map(str, arguments)])
         return Answer(code, *capfd.readouterr())
 
     return run
@@ -128,10 +152,11 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tiny_config: Path, compiled_programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of `tiny_config`, trained and evaluated; not to be written into (copy it)."""
     from jax_advtrain.main import main
 
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    assert main(["main.py", f"--config={tiny_config}", f"--workdir={workdir}"]) == 0
+    with compiled_once(compiled_programs):
+        assert main(["main.py", f"--config={tiny_config}", f"--workdir={workdir}"]) == 0
     return workdir

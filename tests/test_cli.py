@@ -176,7 +176,11 @@ def digits_file(path: Path, change=lambda arrays: None) -> Path:
         (lambda arrays: arrays["test_labels"].put(3, -1), [], "1 labels are outside the 10 classes 0..9"),
         (lambda arrays: arrays.pop("train_labels"), [], "has 'train_images' but no 'train_labels'"),
         (lambda arrays: arrays.update(test_images=arrays["test_images"] / 100.0), [], "float images must lie in [0,1]"),
-        (lambda arrays: None, ["--config.one_logit=True"], "one_logit needs a set of 2 classes; 'mine' has 10"),
+        (
+            lambda arrays: None,
+            ["--config.one_logit=True", "--config.defense.attack_loss=lmb"],
+            "one_logit needs a set of 2 classes; 'mine' has 10",
+        ),
         (lambda arrays: None, ["--config.data.validation_size=17"], "data.validation_size=17 cannot be taken from 16"),
         (lambda arrays: None, ["--config.data.num_train=65"], "data.num_train=65, but there are only 64 samples"),
         (

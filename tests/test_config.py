@@ -70,6 +70,8 @@ def test_defaults_are_valid(defense, model):
         ({"defense.compact": "yes"}, "defense.compact is 'yes'; give True or False"),
         ({"defense.attack_loss": "sml"}, "'sml' is not known"),
         ({"defense.attack_bn": "both"}, "attack_bn is 'both'"),
+        ({"one_logit": True}, "defense.attack_loss is 'slm'; with one_logit give one of bce, lmb"),
+        ({"defense.attack_loss": "lmb"}, "with several logits give one of ce, lm, slm"),
         ({"defense.placement": "edge"}, "placement is 'edge'"),
         ({"defense.start": "somewhere"}, "start is 'somewhere'"),
         ({"optimizer.name": "adm"}, "optimizer.name 'adm' is not known (did you mean 'adam'?)"),
@@ -149,7 +151,7 @@ def test_identity():
         "defense.delta": 0.01,
         "optimizer.learning_rate": 0.1,
         "data.validation_size": 5,
-        "one_logit": True,
+        "ema_decay": 0.99,
         "batch_size": 64,
     }.items():
         different = configs.differences(configs.identity(one), configs.identity(changed({field: value})))

@@ -55,7 +55,7 @@ class Restarts:
                 epsilon=epsilon,
                 start=start,
             )
-            return found._replace(winner=jnp.zeros_like(found.winner) + jnp.asarray(number, found.winner.dtype))
+            return found._replace(winner=jnp.zeros_like(found.winner) + number)
 
         def improve(number, best):
             found = once(number)

@@ -73,11 +73,15 @@ def binary_logit_margin(logits: Float[Array, "batch"], labels: Int[Array, "batch
 
 
 def is_right(logits: Float[Array, "batch *classes"], labels: Int[Array, "batch"]) -> Bool[Array, "batch"]:
-    """Whether the prediction is the label: the arg max, or for one logit its sign (0 predicts class 0)."""
+    """Whether the prediction is the label: the arg max, or for one logit its sign (0 predicts class 0).
+
+    A sample whose logits hold NaN is wrong, whatever its label: a broken model is right about nothing.
+    """
     predicted = predict(logits)
     if predicted.shape != labels.shape:
         raise ValueError(f"predictions of shape {predicted.shape} for labels of shape {labels.shape}; they must agree")
-    return predicted == labels
+    whole = ~jnp.isnan(logits) if logits.ndim == 1 else ~jnp.any(jnp.isnan(logits), axis=-1)
+    return (predicted == labels) & whole
 
 
 def predict(logits: Float[Array, "batch *classes"]) -> Int[Array, "batch"]:

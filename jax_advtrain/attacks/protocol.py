@@ -95,12 +95,17 @@ def per_sample_keys(key: jax.Array, batch: int) -> Key[Array, "batch"]:
     replicated key would draw the same numbers on every device.
 
     Raises:
-      ValueError: neither one key nor `batch` keys.
+      ValueError: neither one key nor `batch` keys, or keys of the "rbg" kind: under `vmap` those do not draw from each
+        key alone, so a sample's numbers would depend on its batch.
     """
     if not isinstance(key, (jax.Array, np.ndarray)):
         raise ValueError(f"key is {key!r}; give jax.random.key(seed), or one key a sample")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(
+            'key is of the "rbg" kind, which does not draw per sample; give jax.random.key(0, impl="threefry2x32")'
+        )
     if key.shape == (batch,):
         return key
     if key.shape != ():

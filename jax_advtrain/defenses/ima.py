@@ -12,6 +12,7 @@ from jax_advtrain import attacks, margins
 from jax_advtrain.attacks import norms
 from jax_advtrain.attacks.boundary import Placement
 from jax_advtrain.defenses.protocol import Batch, DefenseLoss, Model, Rows, attack_logits_fn
+from jax_advtrain.tasks import CLASSIFICATION
 
 # The reference never starts from a smaller box than this, however small the margin.
 SMALLEST_START = 1e-3
@@ -68,7 +69,7 @@ class IMA:
         self._attack(None)
 
     def _attack(self, model: Model | None) -> attacks.OnBoundary:
-        task = {} if model is None else {"is_right": model.task.is_right, "score": model.task.score}
+        task = CLASSIFICATION if model is None else model.task
         ascent = attacks.pgd(
             norm=self.norm,
             epsilon=self.delta,
@@ -76,7 +77,8 @@ class IMA:
             alpha=self.alpha,
             loss=self.attack_loss,
             start=self.start,
-            **task,
+            is_right=task.is_right,
+            score=task.score,
         )
         return attacks.on_boundary(
             ascent,

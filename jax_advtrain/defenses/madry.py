@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jax_advtrain import attacks
 from jax_advtrain.defenses.protocol import Batch, DefenseLoss, Model, Rows, attack_logits_fn
+from jax_advtrain.tasks import CLASSIFICATION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +35,15 @@ class Madry:
         self._attack(None)
 
     def _attack(self, model: Model | None) -> attacks.PGD:
-        task = {} if model is None else {"is_right": model.task.is_right, "score": model.task.score}
+        task = CLASSIFICATION if model is None else model.task
         return attacks.pgd(
             norm=self.norm,
             epsilon=self.epsilon,
             num_steps=self.num_steps,
             alpha=self.alpha,
             loss=self.attack_loss,
-            **task,
+            is_right=task.is_right,
+            score=task.score,
         )
 
     def init_rows(self, num_slots: int) -> Rows:

@@ -49,7 +49,7 @@ def _attack_batch(mesh, norm, keep_images, attack, logits_fn, images, labels, id
         images = to_unit(images, jnp.zeros(()).dtype)
         if attack is None:
             return _facts(norm, keep_images, logits_fn, images, labels, images, None)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed, impl="threefry2x32"), ids)
         found = attack.run(keys, logits_fn, images, labels, epsilon=epsilon)
         return _facts(norm, keep_images, logits_fn, images, labels, found.images, found)
 

@@ -32,12 +32,19 @@ class MarginSurvey(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("mesh",))
-def _survey_batch(mesh, attack, logits_fn, images, labels, ids, epsilon, seed):
-    def local(attack, logits_fn, images, labels, ids, epsilon, seed):
+def _survey_batch(mesh, searches, logits_fn, images, labels, ids, epsilon, seed):
+    def local(searches, logits_fn, images, labels, ids, epsilon, seed):
         images = to_unit(images, jnp.zeros(()).dtype)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids)
-        found = attack.run(keys, logits_fn, images, labels, epsilon=epsilon)
-        return attacks.is_right(logits_fn(images), labels), found.hits, found.distance
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed, impl="threefry2x32"), ids)
+        search, to_final = searches
+        state = search.init(keys, logits_fn, images, labels, epsilon=epsilon)
+        state = jax.lax.fori_loop(0, search.num_steps, lambda _, state: search.step(logits_fn, state), state)
+        first, final = search.result(logits_fn, state), to_final.result(logits_fn, state)
+        # The final iterate lies better than the first wrong one, which random starts carry sideways; but it may be
+        # right again.
+        crossed = ~attacks.is_right(logits_fn(final.images), labels)
+        distance = jnp.minimum(first.distance, jnp.where(crossed, final.distance, jnp.inf))
+        return attacks.is_right(logits_fn(images), labels), first.hits, distance
 
     rows, everywhere = P(AXIS), P()
     return jax.shard_map(
@@ -45,7 +52,7 @@ def _survey_batch(mesh, attack, logits_fn, images, labels, ids, epsilon, seed):
         mesh=mesh,
         in_specs=(everywhere, everywhere, rows, rows, rows, everywhere, everywhere),
         out_specs=rows,
-    )(attack, logits_fn, images, labels, ids, epsilon, seed)
+    )(searches, logits_fn, images, labels, ids, epsilon, seed)
 
 
 def check_radii(radii: Sequence[float]) -> None:
@@ -70,8 +77,8 @@ def survey_margins(
 ) -> MarginSurvey:
     """Boundary search at each radius in turn, on the samples that no smaller radius has settled.
 
-    The distance is that of a real crossing found by PGD, so it is an upper bound of the true margin: the search bisects
-    from the clean image to the first wrong iterate.
+    The distance is that of a wrong image, so it is an upper bound of the true margin: PGD's first wrong iterate and its
+    final one are both bisected towards the clean image, and the nearer result counts.
 
     Args:
       logits_fn: any function from images in [0, 1], (B, *image), to logits (B, classes) or (B,), that `jax.jit` can
@@ -81,7 +88,7 @@ def survey_margins(
       mesh: devices along one axis; None = all there are.
       norm: "linf" or "l2".
       num_steps, loss: of the PGD (alpha 4, random start in the ball); loss None = slm, or lmb for one logit.
-      refine_steps: bisections; the distance is exact to the segment's length / 2**(refine_steps + 1).
+      refine_steps: bisections; the distance is exact to radius / 2**refine_steps.
       seed, batch_size: as in `attack_dataset`.
       progress: called with the radius at work and the share of the work done at most.
 
@@ -95,10 +102,16 @@ def survey_margins(
     check_radii(radii)
     outputs = num_outputs(logits_fn, data)
     logits_fn, mesh, loss = as_pytree(logits_fn), mesh or make_mesh(), loss or ("lmb" if outputs == 1 else "slm")
-    attack = attacks.on_boundary(
-        attacks.pgd(norm=norm, epsilon=0.0, num_steps=num_steps, alpha=4.0, loss=loss),
-        refine_steps=refine_steps,
-        inside_is_clean=True,
+    ascent = attacks.pgd(norm=norm, epsilon=0.0, num_steps=num_steps, alpha=4.0, loss=loss)
+    searches = tuple(
+        attacks.on_boundary(
+            ascent,
+            refine_steps=refine_steps,
+            placement="outside",
+            inside_is_clean=True,
+            outside_is_final=outside_is_final,
+        )
+        for outside_is_final in (False, True)
     )
     batch_size = -(-min(batch_size, len(data)) // mesh.size) * mesh.size
     margin = np.full(len(data), radii[-1], np.float32)
@@ -112,7 +125,7 @@ def survey_margins(
             padded = np.resize(rows, batch_size)
             found = _survey_batch(
                 mesh,
-                attack,
+                searches,
                 logits_fn,
                 spread(mesh, data.images, padded),
                 spread(mesh, data.labels, padded),

@@ -57,7 +57,7 @@ def parse(text: str, *, binary: bool = False, where: str = "eval.attacks") -> Me
     Raises:
       ValueError: no such attack or field, a value that it does not take.
     """
-    name, *parts = text.strip().split(":")
+    name, *parts = (piece.strip() for piece in text.split(":"))
     settings: dict[str, Any] = {"name": name}
     for part in parts:
         field, equals, value = (piece.strip() for piece in part.partition("="))

@@ -43,7 +43,7 @@ def train_beside(config: Any, folder: Path | str, display: Display | None = None
         clean = attack_dataset(None, experiment.logits_fn(state), experiment.splits.test, experiment.mesh)
         panels.append(
             {
-                "name": name,
+                "name": _title(name, variant.defense),
                 "scores": _scores(experiment, state, plane),
                 "accuracy": float(clean.is_right.mean()),
                 "margins": _margins(variant, experiment, state),
@@ -54,7 +54,7 @@ def train_beside(config: Any, folder: Path | str, display: Display | None = None
     if workdir.is_writer():
         x, y, _ = plane
         norm = config.defense.get("norm", "l2")
-        boundary.decision_regions(panels, train.images, train.labels, x, y, path, norm=norm, title=f"{train.name}")
+        boundary.decision_regions(panels, train.images, train.labels, x, y, path, norm=norm, title=train.name)
     display.say(f"boundaries: {path}")
     return path
 
@@ -69,6 +69,14 @@ def _variants(config: Any, folder: Path) -> dict[str, tuple[Any, Path]]:
             other.beside = ml_collections.ConfigDict()
         variants[name] = (other, folder / "beside" / name)
     return variants
+
+
+def _title(name: str, defense: Any) -> str:
+    """A name with the number that matters."""
+    for field, what in (("eps_max", "ceiling"), ("epsilon", "radius")):
+        if field in defense:
+            return f"{name}, {what} {defense[field]:g}"
+    return name
 
 
 def _scores(experiment: Experiment, state: TrainState, plane) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Opening a workdir: all that can be wrong is found here, before any work, and nothing is written."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,18 +82,23 @@ def samples(experiment: Experiment, section: str, config: Any) -> Dataset:
 
 
 def all_devices(*, multihost: bool = False) -> Mesh:
-    """All devices along one axis; of all processes, where `multihost` (then this must be the first use of JAX).
+    """All devices along one axis.
+
+    With `multihost` (then this must be the first use of JAX) those of all processes: JAX finds the others on clusters
+    that it knows (Slurm, Open MPI, TPU pods), or by the environment: JAX_COORDINATOR_ADDRESS=HOST:PORT of the first
+    process, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
 
     Raises:
-      ConfigError: JAX has none, or the processes do not find each other.
+      ConfigError: JAX has no devices, or the processes do not find each other.
     """
     try:
         if multihost:
-            jax.distributed.initialize()
+            given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+            jax.distributed.initialize(**{name: int(value) for name, value in given.items() if value})
         return devices.make_mesh()
     except (RuntimeError, ValueError) as error:
-        what = "--multihost" if multihost else "JAX finds no devices"
-        raise ConfigError(f"{what}: {error}") from error
+        hint = "; start under Slurm or the like, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        raise ConfigError(f"{f'--multihost{hint}' if multihost else 'JAX finds no devices'}: {error}") from error
 
 
 def saved_facts(config: Any, experiment: Experiment) -> Saved:

@@ -72,10 +72,11 @@ def _train_and_evaluate(config: Any, folder: Path, display: Display, experiment:
     found = {}
     for name in names:
         if name == BEST:
-            state = opening.restored(config, folder, experiment, BEST, display, read_only=False)
-            if state is None:
-                display.say("no best checkpoint can be read, so only the last one is evaluated")
+            best = opening.restored(config, folder, experiment, BEST, display, read_only=False)
+            if best is None:
+                display.say("no best checkpoint can be read, so it is not evaluated")
                 continue
+            state = best
         place, twin = folder / "eval" / name, folder / "eval" / LAST
         found[name] = evaluations.evaluate_state(
             config, place, display, experiment, state, name, replace=True, twin=twin if name == BEST else None

@@ -100,7 +100,7 @@ def init_state(
 
 def _prepare(recipe: Recipe, epoch: jax.Array, host: HostBatch) -> Batch:
     """Floats in [0, 1], keys by sample id, augmentation."""
-    base = jax.random.fold_in(jax.random.key(recipe.seed), epoch)
+    base = jax.random.fold_in(jax.random.key(recipe.seed, impl="threefry2x32"), epoch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(base, host.ids)
     split = jax.vmap(jax.random.split)(keys)
     images = to_unit(host.images, jnp.zeros(()).dtype)
@@ -109,8 +109,8 @@ def _prepare(recipe: Recipe, epoch: jax.Array, host: HostBatch) -> Batch:
     return Batch(images, host.labels, split[:, 1], host.slots != PADDING, epoch, host.unit_start)
 
 
-def _losses(recipe: Recipe, groups: int, params, batch_stats, batch: Batch, rows, method_state):
-    """Craft with fixed weights, then the differentiable half."""
+def _losses(recipe: Recipe, groups: int, params, batch_stats, batch: Batch, rows, method_state, over_devices=None):
+    """Craft with fixed weights, then the differentiable half; `over_devices` is the mean of BatchNorm averages."""
     apply = partial(functional.apply, recipe.graphdef)
     fixed = jax.lax.stop_gradient(params)
 
@@ -120,11 +120,16 @@ def _losses(recipe: Recipe, groups: int, params, batch_stats, batch: Batch, rows
         valid = batch.valid.reshape(-1, *(1,) * (logits.ndim - 1))
         return jnp.where(valid, logits, jax.lax.stop_gradient(logits))
 
+    def forward(stats, images, mask):
+        outputs, stats = apply(params, stats, images, train=True, mask=mask, groups=groups)
+        # After each forward, for the next one starts from the averages of all shards, wherever they are.
+        return outputs, over_devices(jax.lax.stop_gradient(stats)) if over_devices and stats else stats
+
     model = Model(
         task=recipe.task,
         logits_fn=functional.logits_fn(recipe.graphdef, fixed, batch_stats),
         batch_logits_fn=batch_logits,
-        forward=lambda stats, images, mask: apply(params, stats, images, train=True, mask=mask, groups=groups),
+        forward=forward,
     )
     defense = recipe.defense
     crafted = jax.lax.stop_gradient(defense.craft(model, batch, rows, method_state))
@@ -150,6 +155,7 @@ def make_step(
     if example.slots.shape[0] % num_shards:
         raise ValueError(f"batch size {example.slots.shape[0]} must be a multiple of data.num_shards {num_shards}")
     groups = num_shards // num_devices
+    over_devices = partial(jax.lax.pmean, axis_name=AXIS)
 
     def step(state: TrainState, host: HostBatch, epoch: jax.Array) -> tuple[TrainState, jax.Array]:
         num_rows = host.slots.shape[0]
@@ -165,7 +171,7 @@ def make_step(
         count = jax.lax.psum(jnp.sum(batch.valid), AXIS)
 
         def mean_loss(params):
-            found = _losses(recipe, groups, params, state.batch_stats, batch, rows, state.method_state)
+            found = _losses(recipe, groups, params, state.batch_stats, batch, rows, state.method_state, over_devices)
             losses = jnp.where(batch.valid, found.losses, 0)
             return jnp.sum(losses) / jnp.maximum(count, 1).astype(losses.dtype), (losses, found)
 
@@ -186,7 +192,7 @@ def make_step(
         state = TrainState(
             step=state.step + 1,
             params=params,
-            batch_stats=jax.lax.pmean(found.batch_stats, AXIS) if found.batch_stats else found.batch_stats,
+            batch_stats=found.batch_stats,
             opt_state=opt_state,
             sample_state=jax.tree.map(
                 lambda values, new: values.at[index(values)].set(new.astype(values.dtype), mode="drop"),

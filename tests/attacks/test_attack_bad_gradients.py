@@ -114,3 +114,15 @@ def test_models_that_answer_nan_for_one_sample():
         others = np.arange(8) != 2
         np.testing.assert_array_equal(found.nonfinite_gradients[others], 0)
         assert not np.any(np.asarray(found.is_right)[others])
+
+
+def test_nan_logits_are_never_right():
+    logits = jnp.array([[jnp.nan, 0.0], [1.0, 0.0], [0.0, jnp.nan]])
+    assert attacks.is_right(logits, jnp.zeros(3, jnp.int32)).tolist() == [False, True, False]
+    assert attacks.is_right(jnp.array([jnp.nan, -1.0]), jnp.zeros(2, jnp.int32)).tolist() == [False, True]
+
+
+def test_keys_that_do_not_draw_per_sample_are_refused():
+    attack = attacks.pgd(norm="linf", epsilon=0.1, num_steps=1)
+    with pytest.raises(ValueError, match="threefry2x32"):
+        attack(jax.random.key(0, impl="rbg"), lambda x: x, jnp.full((2, 3), 0.5), jnp.zeros(2, jnp.int32))

@@ -125,7 +125,7 @@ def test_the_key_decides_the_random_start_and_nothing_else():
 
 def test_jit_changes_nothing():
     images = pixels(BATCH)
-    attack = attacks.on_boundary(attack_of("l2", "clean"))
+    attack = attack_of("l2", "clean")
     plain = attack.run(keys(BATCH), smooth_model(), images, LABELS)
     for one, other in zip(plain, run(attack, keys(BATCH), smooth_model(), images, LABELS), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)

@@ -10,6 +10,7 @@ import pytest
 from tiny_training import CLASSES, CNN_WITH_BATCH_NORM, IMAGE, SGD, assert_near, assert_same, host_batch, tiny
 
 from jax_advtrain import defenses, tasks
+from jax_advtrain.attacks import norms
 from jax_advtrain.defenses import IMA, Madry, Standard
 from jax_advtrain.models import functional
 
@@ -69,13 +70,8 @@ def test_pgd_at_is_descent_on_the_loss_at_the_pgd_point(norm):
     # Randomness follows (seed, epoch, sample id); the second half of the key is the attack's.
     base = jax.random.fold_in(jax.random.key(made.recipe.seed), 4)
 
-    def in_ball(sample_id):
-        key = jax.random.split(jax.random.fold_in(base, sample_id))[1]
-        if norm == "linf":
-            return epsilon * jax.random.uniform(key, IMAGE, minval=-1, maxval=1)
-        direction_key, radius_key = jax.random.split(key)
-        direction = jax.random.normal(direction_key, IMAGE)
-        return epsilon * direction / jnp.linalg.norm(direction) * jax.random.uniform(radius_key) ** (1 / direction.size)
+    keys = jnp.stack([jax.random.split(jax.random.fold_in(base, sample_id))[1] for sample_id in BATCH.ids])
+    noise = epsilon * norms.uniform_in_ball(keys, jnp.asarray(PIXELS), norm)
 
     def projected(noise):
         if norm == "linf":
@@ -88,7 +84,7 @@ def test_pgd_at_is_descent_on_the_loss_at_the_pgd_point(norm):
             return jnp.sign(gradient)
         return gradient / jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3), keepdims=True))
 
-    attacked = jnp.clip(PIXELS + projected(jnp.stack([in_ball(i) for i in BATCH.ids])), 0, 1)
+    attacked = jnp.clip(PIXELS + projected(noise), 0, 1)
     for _ in range(num_steps):
         gradient = jax.grad(lambda x: jnp.sum(plain_losses(before.params, x, BATCH.labels)))(attacked)
         step = alpha * epsilon / num_steps

@@ -47,6 +47,7 @@ def test_a_full_disk_before_the_first_byte(refused, unchanged, tiny_config, moun
     assert unchanged(folder) == before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax' threads, cut off in writing
 def test_a_disk_that_fills_up_while_training(
     command, refused, unchanged, tiny_config, finished_run, mount, monkeypatch
 ):
@@ -54,7 +55,6 @@ def test_a_disk_that_fills_up_while_training(
     run = Path(shutil.copytree(finished_run, folder / "run"))
     before = unchanged(run)
     asked = [f"--config={tiny_config}", f"--workdir={run}", "--config.epochs=3"]
-    wanted = ("No space left on device", "what was whole there is intact", "make room")
 
     # Found before the checkpoint is begun: nothing half-written is there.
     filling = fill(folder, leave=100_000)
@@ -68,7 +68,7 @@ def test_a_disk_that_fills_up_while_training(
     fill(folder, leave=30_000)
     monkeypatch.setattr(disk, "check_room", lambda folder, state: None)
     answer = command(*asked)
-    assert answer.code == 2, (answer, wanted)
+    assert answer.code == 2, answer
     assert answer.err.splitlines()[-1].startswith("error: No space left on device"), answer.err
     _only_added_to(before, unchanged(run), run)
     assert {path.name for path in (run / "checkpoints/last").iterdir() if path.name.isdigit()} == {"40", "80"}

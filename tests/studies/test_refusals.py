@@ -45,7 +45,23 @@ def test_another_run(refused, unchanged, tiny_config, run_folder, arguments, exp
     assert set(after) == set(before)
 
 
-def test_a_training_set_that_changed(refused, unchanged, tiny_config, tmp_path, command):
+STANDARD_CONFIG = """
+from jax_advtrain.config import base
+
+def get_config():
+    config = base("standard", "mlp")
+    config.data.name = "mine"
+    config.data.path = {path!r}
+    config.model.hidden = (8,)
+    config.epochs = 1
+    config.batch_size = 16
+    config.monitor.attacks = ""
+    config.eval.attacks = ""
+    return config
+"""
+
+
+def test_a_training_set_that_changed(refused, unchanged, tmp_path, command):
     random = np.random.default_rng(0)
     arrays = {
         f"{split}_{name}": values
@@ -57,11 +73,9 @@ def test_a_training_set_that_changed(refused, unchanged, tiny_config, tmp_path, 
     }
     file = tmp_path / "mine.npz"
     np.savez(file, **arrays)
-    asked = [
-        *(f"--config={tiny_config}", f"--workdir={tmp_path}/run", "--config.data.name=mine", "--config.epochs=1"),
-        *(f"--config.data.path={file}", "--config.data.data_dir=", "--config.defense.num_steps=1"),
-        *("--config.eval.attacks=", "--config.monitor.attacks="),
-    ]
+    config = tmp_path / "plain.py"
+    config.write_text(STANDARD_CONFIG.format(path=str(file)))
+    asked = [f"--config={config}", f"--workdir={tmp_path}/run"]
     assert command(*asked).code == 0
     arrays["train_labels"] = arrays["train_labels"][::-1]
     np.savez(file, **arrays)

@@ -29,7 +29,7 @@ def tiny_config(data_dir: Path | str, *, model: str = "mlp", epochs: int = 2) ->
     config.data.data_dir = str(data_dir)
     config.model.update({"hidden": (16,)} if model == "mlp" else CNN_WITH_BATCH_NORM)
     config.defense.update(eps_max=0.2, delta=0.02, num_steps=5, refine_steps=6, compact=False)
-    config.batch_size, config.epochs = 128, epochs
+    config.batch_size, config.epochs, config.optimizer.learning_rate = 128, epochs, 1e-2
     config.monitor.num_samples, config.monitor.attacks = 64, "pgd:num_steps=3"
     config.eval.after_training = ""
     return config

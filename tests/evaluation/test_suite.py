@@ -1,0 +1,78 @@
+"""Attacks from short texts: their labels, their settings, and what is refused."""
+
+import pytest
+
+from jax_advtrain.evaluation import suite
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("fgsm", "fgsm-ce"),
+        ("pgd", "pgd-20-ce"),
+        ("ifgsm", "ifgsm-10-ce"),
+        ("pgd:num_steps=100:loss=lm:restarts=5", "pgd-100-lm-x5"),
+        (" pgd : temperature=0.2 ", "pgd-20-ce-T0.2"),
+        ("pgd:restarts=1", "pgd-20-ce"),
+        ("noise", "uniform-noise"),
+        ("noise:distribution=gaussian", "gaussian-noise"),
+    ],
+)
+def test_labels(text, label):
+    assert suite.parse(text).label == label
+
+
+def test_the_attack_is_what_the_text_says():
+    member = suite.parse("pgd:num_steps=7:alpha=4.0:restarts=3")
+    attack = member.build("l2")
+    assert attack.passes == 3 * (2 * 7 + 1)
+    assert member.settings == {"name": "pgd", "num_steps": 7, "alpha": 4.0, "restarts": 3, "loss": "ce"}
+
+
+def test_losses_for_one_logit():
+    labels = [member.label for member in suite.parse_all(["pgd", "pgd:loss=lm", "fgsm"], binary=True)]
+    assert labels == ["pgd-20-bce", "pgd-20-lmb", "fgsm-bce"]
+
+
+def test_attacks_that_differ_in_hidden_settings_only_are_told_apart():
+    labels = [member.label for member in suite.parse_all(["pgd:alpha=4.0", "pgd:alpha=2.5:start=clean", "pgd:loss=lm"])]
+    assert labels == ["pgd-20-ce-alpha=4.0", "pgd-20-ce-alpha=2.5-start=clean", "pgd-20-lm"]
+
+
+def test_texts():
+    assert suite.texts(" fgsm,pgd:num_steps=3 ,, ") == ("fgsm", "pgd:num_steps=3")
+    assert suite.texts("") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("pdg", "attack 'pdg' is not known (did you mean 'pgd'?)"),
+        ("pgd:steps", "has 'steps'; write field=value"),
+        ("pgd:num_steps=", "write field=value"),
+        ("pgd:nm_steps=3", "(did you mean 'num_steps'?)"),
+        ("pgd:num_steps=3:num_steps=4", "sets num_steps twice"),
+        ("pgd:num_steps=0", "num_steps is 0; give a whole number from 1"),
+        ("pgd:num_steps=many", "num_steps is 'many'"),
+        ("pgd:alpha=nan", "alpha is 'nan'"),
+        ("pgd:alpha=-1", "alpha is -1"),
+        ("pgd:loss=hinge", "'hinge' is not known"),
+        ("pgd:restarts=0", "num_restarts is 0"),
+        ("pgd:temperature=0", "temperature is 0"),
+        ("pgd:temperature=hot", "temperature is 'hot'"),
+        ("noise:temperature=2", "takes no temperature"),
+        ("noise:distribution=cauchy", "distribution is 'cauchy'"),
+        ("pgd:norm=l2", "sets norm; the radii of both norms are fields of the config"),
+        ("pgd:epsilon=0.1", "sets epsilon"),
+        ("", "attack '' is not known"),
+    ],
+)
+def test_bad_texts(text, expected):
+    with pytest.raises(ValueError) as caught:
+        suite.parse(text, where="monitor.attacks")
+    assert expected in str(caught.value) and str(caught.value).startswith("monitor.attacks: ")
+
+
+def test_the_same_attack_twice():
+    with pytest.raises(ValueError, match="holds pgd-20-lm twice"):
+        suite.parse_all(["pgd:loss=lm", "fgsm", "pgd:loss=lm:num_steps=20"])
