@@ -1,4 +1,4 @@
-"""Two moons: IMA's boundary runs midway between the classes; PGD with too large a radius gives samples up.
+"""Two moons: IMA's boundary runs midway; beside it PGD with too large a radius.
 
 No data or network needed; about a minute on 2 cores. The noiseless moons are 0.125 apart (L2, in the unit square), so
 half the gap is 0.0625. Reached on the test set, clean accuracy: IMA with a ceiling of 0.075 (as in the paper, a little

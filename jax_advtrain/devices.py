@@ -1,6 +1,7 @@
 """Devices along one axis, and rows spread over them."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,9 +24,12 @@ def spread(mesh: Mesh, rows: np.ndarray, positions: np.ndarray | None = None) ->
     sharding = NamedSharding(mesh, P(AXIS))
     if positions is None:
         return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
-    wanted: np.ndarray = positions
-    shape = (len(wanted), *rows.shape[1:])
-    return jax.make_array_from_callback(shape, sharding, lambda index: rows[wanted[index[0]]])
+    shape = (len(positions), *rows.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, partial(_rows_at, rows, positions))
+
+
+def _rows_at(rows: np.ndarray, positions: np.ndarray, index: tuple[slice, ...] | None) -> np.ndarray:
+    return rows[positions if index is None else positions[index[0]]]
 
 
 def gathered(rows: jax.Array) -> np.ndarray:

@@ -52,12 +52,13 @@ def get_config():
     config.defense.eps_max = 0.2
     config.defense.delta = 0.02
     config.defense.num_steps = 5
+    config.defense.compact = False
     config.epochs = 2
     config.batch_size = 32
     config.optimizer.learning_rate = 1e-2
     config.monitor.num_samples = 50
     config.monitor.attacks = "pgd:num_steps=3"
-    config.eval.attacks = "fgsm, pgd:num_steps=5, noise"
+    config.eval.attacks = "pgd:num_steps=5, noise"
     config.eval.epsilons_linf = (0.05, 0.1)
     config.eval.epsilons_l2 = (0.5,)
     config.eval.figures = 2

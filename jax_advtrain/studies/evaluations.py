@@ -56,9 +56,11 @@ def standing(target: Path) -> dict[str, Any] | None:
     """The settings of the whole evaluation that a folder holds, or None."""
     try:
         found = workdir.read_json(target / _SETTINGS_NAME)
-        return found if (target / results.RESULTS_NAME).exists() else None
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    if not isinstance(found, dict) or not (target / results.RESULTS_NAME).exists():
+        return None
+    return {name: found.get(name) for name in (*_DECISIVE, "checkpoint", "seed", "step")}
 
 
 def refuse_other_settings(config: Any, target: Path, which: str) -> None:
@@ -98,7 +100,7 @@ def evaluate_state(
     settings = _settings(config, which, int(state.step))
     data = opening.samples(experiment, "eval", config)
     there = standing(target)
-    if there == settings:
+    if workdir.agreed(there == settings):
         display.say(f"{target} holds this evaluation already")
         found = results.read_results(target)
     else:
@@ -106,7 +108,7 @@ def evaluate_state(
             if there["step"] == settings["step"] and not replace:
                 refuse_other_settings(config, target, which)
             _move_aside(target, there["step"], display)
-        if twin is not None and standing(twin) == {**settings, "checkpoint": (standing(twin) or {}).get("checkpoint")}:
+        if twin is not None and workdir.agreed(_is_same_but_for_name(standing(twin), settings)):
             display.say(f"the {which} checkpoint is that of {twin}, which is evaluated already")
             found = results.read_results(twin)
             measured = results.records_of(found), results.read_per_sample(twin), found["model"]["bad_gradients"]
@@ -115,6 +117,10 @@ def evaluate_state(
         found = _write(config, target, data, settings, *measured)
     _draw(config, target, experiment, state, data, found)
     return found
+
+
+def _is_same_but_for_name(there: dict[str, Any] | None, settings: dict[str, Any]) -> bool:
+    return there is not None and {**there, "checkpoint": None} == {**settings, "checkpoint": None}
 
 
 def _move_aside(target: Path, step: int, display: Display) -> None:
@@ -162,7 +168,7 @@ def _draw(config: Any, target: Path, experiment: Experiment, state: TrainState, 
     if found["headline"] and workdir.is_writer() and not (target / _CURVE_NAME).exists():
         curves.accuracy_vs_radius(found, target / _CURVE_NAME, title=title)
     wanted = data.images.ndim == 4 and config.eval.figures and suite.texts(config.monitor.attacks)
-    if wanted and not (target / _GALLERY_NAME).exists():
+    if wanted and not workdir.agreed((target / _GALLERY_NAME).exists()):
         _draw_gallery(config, target / _GALLERY_NAME, experiment, state, data)
 
 

@@ -93,8 +93,10 @@ def all_devices(*, multihost: bool = False) -> Mesh:
     """
     try:
         if multihost:
-            given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
-            jax.distributed.initialize(**{name: int(value) for name, value in given.items() if value})
+            count, number = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+            jax.distributed.initialize(
+                num_processes=int(count) if count else None, process_id=int(number) if number else None
+            )
         return devices.make_mesh()
     except (RuntimeError, ValueError) as error:
         hint = "; start under Slurm or the like, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"

@@ -41,7 +41,7 @@ def train_and_evaluate(config: Any, folder: Path | str, display: Display | None 
             stack.enter_context(workdir.locked(folder))
             opening.refuse_other_run(config, folder)
             opening.refuse_other_data(folder, experiment)
-            is_complete = _is_complete(folder, experiment, names)
+            is_complete = workdir.agreed(_is_complete(folder, experiment, names))
             if is_complete:
                 for name, path in done.items():
                     evaluations.refuse_other_settings(config, path, name)

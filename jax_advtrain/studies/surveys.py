@@ -40,7 +40,8 @@ def survey_run(config: Any, folder: Path | str, display: Display | None = None) 
     asked = {**configs.plain(settings), "checkpoint": which, "seed": config.seed, "step": int(state.step)}
     data = opening.samples(experiment, "margins", config)
     there = _standing(target)
-    if there is not None:
+    if workdir.agreed(there is not None):
+        there = there or _standing(target) or {}
         if there["settings"] != asked:
             differing = configs.differences(there["settings"], asked)
             raise ConfigError(

@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from jax_advtrain.training import workdir
 from jax_advtrain.training.events import Events
@@ -45,17 +37,16 @@ class Display:
             events = None
             if workdir.is_writer():
                 events = stack.enter_context(closing(Events(folder / "events", first_step=step + 1)))
-            bar = stack.enter_context(_bar(self.console, MofNCompleteColumn()))
+            bar = stack.enter_context(_bar(self.console))
             yield TrainingDisplay(self, bar, events, experiment, lines[-1] if lines else {}, step)
 
     @contextmanager
     def working(self, title: str) -> Iterator[Callable[[str, float], None]]:
         """Shows a share of work done; yields the function to tell it: (what is at work, share from 0 to 1)."""
-        with _bar(self.console, TaskProgressColumn()) as bar:
-            task = bar.add_task(title, total=1000, text="")
+        self.say(title)
+        with _bar(self.console) as bar:
+            task = bar.add_task("", total=1000, text="")
             said = time.monotonic()
-            if not self.console.is_terminal:
-                self.say(title)
 
             def tell(what: str, share: float) -> None:
                 nonlocal said
@@ -83,16 +74,17 @@ class Display:
         self.console.print(table)
 
 
-def _bar(console: Console, count: MofNCompleteColumn | TaskProgressColumn) -> Progress:
+def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        count,
-        TimeElapsedColumn(),
+        BarColumn(bar_width=8),
+        TaskProgressColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        # Where the terminal is narrow, the text is cut and not the bar.
+        TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         console=console,
         transient=True,
+        expand=True,
         disable=not console.is_terminal,
     )
 
@@ -111,16 +103,16 @@ class TrainingDisplay:
     ) -> None:
         self._display, self._bar, self._events, self._experiment = display, bar, events, experiment
         self._task = bar.add_task("training", total=experiment.total_steps, completed=step, text="")
-        self._line = line
+        self._live = _live(line)
 
     def step(self, epoch: int, loss: float) -> None:
         """One step is done."""
-        text = f"loss {loss:.3f}  {_summary(self._line)}"
+        text = " ".join([f"loss {loss:.3f}", *self._live.values()])
         self._bar.update(self._task, advance=1, description=f"epoch {epoch + 1}/{self._experiment.epochs}", text=text)
 
     def epoch(self, line: dict[str, Any]) -> None:
         """One epoch is done: its line is shown and becomes tensorboard scalars."""
-        self._line = line
+        self._live |= _live(line)
         number = f"epoch {line['epoch']:>{len(str(self._experiment.epochs))}}/{self._experiment.epochs}"
         self._display.say(
             f"{number}  {line['seconds']:.1f} s  loss {line['train']['loss']:.4f}  {_summary(line)}"
@@ -139,6 +131,20 @@ def _scalars(line: dict[str, Any]) -> dict[str, float]:
                 found[f"{group}/{name}"] = float(value)
     for quantile, value in line.get("margins", {}).get("quantiles", {}).items():
         found[f"margins/quantile_{quantile}"] = value
+    return found
+
+
+def _live(line: dict[str, Any]) -> dict[str, str]:
+    """What an epoch's line tells, for the bar: in the few words that 80 columns have room for."""
+    found = {}
+    for group, name, what in (
+        ("train", "clean_accuracy", "clean {:.0%}"),
+        ("validation", "clean_accuracy", "clean {:.0%}"),
+        ("validation", "robust_accuracy", "robust {:.0%}"),
+        ("margins", "mean", "margin {:.3f}"),
+    ):
+        if name in line.get(group, {}):
+            found[name] = what.format(line[group][name])
     return found
 
 

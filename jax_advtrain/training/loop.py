@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jax_advtrain import margins
+from jax_advtrain.config import ConfigError
 from jax_advtrain.devices import AXIS, spread
 from jax_advtrain.evaluation import suite
 from jax_advtrain.training import experiment as experiments
@@ -154,7 +155,7 @@ def restore_or_start(
     def check(found: Saved) -> None:
         if found.fingerprint != saved.fingerprint:
             differing = _differing(found.fingerprint, saved.fingerprint)
-            raise ValueError(
+            raise ConfigError(
                 f"the checkpoint in {checkpoints.folder} was trained on other data ({differing}); per-sample state "
                 "would belong to other images: give the same data, or another --workdir"
             )

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jax_advtrain.evaluation.results import write_atomically
 
@@ -122,6 +124,14 @@ def newest_step(folder: Path, which: str) -> int:
 def is_writer() -> bool:
     """Whether this process writes to the folder: of several processes, the first."""
     return jax.process_index() == 0
+
+
+def agreed(found: bool) -> bool:
+    """What the writer found, on all processes: what the folder holds may change between two looks, and a process that
+    works while another does not would wait for ever."""
+    if jax.process_count() == 1:
+        return found
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(found)))
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

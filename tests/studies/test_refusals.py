@@ -84,6 +84,10 @@ def test_a_training_set_that_changed(refused, unchanged, tmp_path, command):
         refused([*asked, *more], "holds a run on other data: ", "train.labels_sha256", "give the same data")
     after = unchanged(tmp_path)
     assert {name for name in before if before[name] != after.get(name)} <= {"run/.lock"} and set(after) == set(before)
+    # A workdir that keeps no fingerprints of its own: the checkpoint's is as good.
+    (tmp_path / "run/data.json").unlink()
+    for more in (["--config.epochs=2"], ["--mode=evaluate"]):
+        refused([*asked, *more], "was trained on other data (", "labels_sha256", "give the same data")
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate", "margins"])

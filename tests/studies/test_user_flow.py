@@ -2,9 +2,11 @@
 
 import io
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -51,7 +53,7 @@ def test_every_sample_is_counted(finished_run, name):
     found = results.read_results(finished_run / "eval" / name)  # checks the schema and that counts add up
     assert {record["n"] for record in found["records"]} == {TEST_SAMPLES}
     assert found["data"]["count"] == TEST_SAMPLES
-    attacks = {"fgsm-ce", "pgd-5-ce", "uniform-noise", "worst-of"}
+    attacks = {"pgd-5-ce", "uniform-noise", "worst-of"}
     radii = [("linf", 0.05), ("linf", 0.1), ("l2", 0.5)]
     wanted = {("clean", None, 0.0), *((attack, *radius) for attack in attacks for radius in radii)}
     assert {(record["attack"], record["norm"], record["epsilon"]) for record in found["records"]} == wanted
@@ -204,15 +206,43 @@ def test_margins(command, refused, unchanged, copied_run):
 # --- What is seen ---
 
 
+def screen(is_terminal: bool) -> tuple[Display, io.StringIO]:
+    drawn = io.StringIO()
+    return Display(Console(file=drawn, force_terminal=is_terminal, width=80, soft_wrap=True, highlight=False)), drawn
+
+
 def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines():
-    screens = []
+    drawings = []
     for is_terminal in (True, False):
-        screen = io.StringIO()
-        display = Display(Console(file=screen, force_terminal=is_terminal, width=100))
+        display, drawn = screen(is_terminal)
         with display.working("evaluating") as tell:
             tell("pgd linf 0.1", 0.5)
         display.table("last", [["attacked in", "right"], ["clean", "97.0%"]])
-        screens.append(screen.getvalue())
-    terminal, pipe = screens
-    assert "\x1b" in terminal and "50%" in terminal and "pgd linf 0.1" in terminal
+        drawings.append(drawn.getvalue())
+    terminal, pipe = drawings
+    assert "\x1b" in terminal and "50%" in terminal and "pgd linf 0.1" in terminal and "━" in terminal
     assert pipe == "evaluating\nlast\n  attacked in  right\n  clean        97.0%\n"
+
+
+class Length(NamedTuple):
+    """What a display must know of an experiment."""
+
+    epochs: int
+    total_steps: int
+
+
+def test_the_bar_of_training_fits_a_narrow_terminal(finished_run, tmp_path):
+    display, drawn = screen(is_terminal=True)
+    line = metrics(finished_run)[-1]
+    with display.training(Length(40, 800), [line], tmp_path, 400) as shown:  # pyright: ignore[reportArgumentType]
+        shown.step(20, 0.1234)
+    frames = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn.getvalue()))
+    last = [frame.rstrip() for frame in frames if "loss" in frame][-1]
+    found = line["validation"]
+    for text in (
+        *("epoch 21/40", "━", "50%", "loss 0.123", f"clean {found['clean_accuracy']:.0%}"),
+        *(f"robust {found['robust_accuracy']:.0%}", f"margin {line['margins']['mean']:.3f}"),
+    ):
+        assert text in last, last
+    assert re.search(r"\d:\d\d:\d\d|-:--:--", last), last  # the time that is left
+    assert len(last) <= 80

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from tiny_run import tiny_config, train
-from tiny_training import CNN_WITH_BATCH_NORM, assert_near, host_batch, tiny
+from tiny_training import assert_near, host_batch, tiny
 
 from jax_advtrain import devices, margins
 from jax_advtrain.defenses import IMA
@@ -140,7 +140,7 @@ def test_eight_devices_train_as_one(two_epochs):
 @on_eight
 def test_a_run_goes_on_on_another_number_of_devices(two_epochs, digits_of_parent, folder):
     ended = {}
-    for before, after in ((1, 1), (1, 8), (8, 1), (8, 8)):
+    for before, after in ((1, 1), (1, 8), (8, 1)):
         place = shutil.copytree(two_epochs[before][0], folder / f"from{before}to{after}")
         ended[before, after] = run(place, digits_of_parent, after, epochs=4)
     state, lines = ended.pop((1, 1))
@@ -153,9 +153,7 @@ def test_a_run_goes_on_on_another_number_of_devices(two_epochs, digits_of_parent
 def test_batch_norm_on_eight_devices_is_that_of_one():
     """Also where some shards have samples that enter the attacked forward, and some have none."""
     batch = host_batch(3, 4, num_shards=8)
-    made = tiny(
-        IMA(eps_max=0.5, delta=0.1, num_steps=2, compact=False), CNN_WITH_BATCH_NORM, num_shards=8, num_slots=8 * 12
-    )
+    made = tiny(IMA(eps_max=0.5, delta=0.1, num_steps=2, compact=False), "batch_norm", num_shards=8, num_slots=8 * 12)
     states = {}
     for num_devices in (1, 8):
         state, step = made.start(batch, num_devices)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_training import CNN_WITH_BATCH_NORM, MLP, SGD, assert_near, assert_same, host_batch, tiny
+from tiny_training import assert_near, assert_same, host_batch, tiny
 
 from jax_advtrain.defenses import IMA, Madry, Standard
 from jax_advtrain.training.state import evaluated_params
@@ -24,8 +24,8 @@ def after_one_step(made, batch):
 @pytest.mark.parametrize(
     ("model", "defense"),
     [
-        (MLP, SMALL_IMA),
-        (CNN_WITH_BATCH_NORM, IMA(eps_max=0.3, delta=0.1, num_steps=2, attack_bn="train")),
+        ("mlp", SMALL_IMA),
+        ("batch_norm", IMA(eps_max=0.3, delta=0.1, num_steps=2, attack_bn="train")),
     ],
     ids=["mlp", "batch_norm"],
 )
@@ -49,7 +49,7 @@ def test_padding_moves_nothing(model, defense):
     assert len(moved) and set(moved) <= set(slots.reshape(-1).tolist())
 
 
-@pytest.mark.parametrize("model", [MLP, CNN_WITH_BATCH_NORM], ids=["mlp", "batch_norm"])
+@pytest.mark.parametrize("model", ["mlp", "batch_norm"])
 def test_a_padded_batch_equals_one_without_padding(model):
     made = tiny(SMALL_IMA, model)
     padded, padded_loss = after_one_step(made, host_batch(5, 8))
@@ -61,7 +61,7 @@ def test_a_padded_batch_equals_one_without_padding(model):
 
 
 def test_a_batch_of_padding_alone_only_counts_as_a_step():
-    made = tiny(SMALL_IMA, CNN_WITH_BATCH_NORM)
+    made = tiny(SMALL_IMA, "batch_norm")
     state, step = made.start(host_batch(0, 8))
     before = jax.tree.map(np.array, state)
     after, loss = step(state, host_batch(0, 8), EPOCH)
@@ -102,7 +102,7 @@ def test_sums_are_those_of_all_steps():
 
 def test_the_state_is_donated():
     batch = host_batch(8, 8)
-    state, step = tiny(SMALL_IMA, optimizer={**SGD, "momentum": 0.9}).start(batch)
+    state, step = tiny(IMA(beta=0.0)).start(batch)
     compiled = step.lower(state, batch, EPOCH).compile()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert compiled.memory_analysis().alias_size_in_bytes >= size
@@ -114,14 +114,13 @@ def test_the_state_is_donated():
 @pytest.mark.parametrize("method", [IMA, Madry])
 def test_memory_does_not_grow_with_the_steps_of_the_attack(method):
     batch, sizes = host_batch(8, 8), {}
-    for num_steps in (1, 2, 20, 100):
+    for num_steps in (1, 20, 100):
         state, step = tiny(method(num_steps=num_steps, **UNCOMPACTED.get(method, {}))).start(batch)
         sizes[num_steps] = step.lower(state, batch, EPOCH).compile().memory_analysis().temp_size_in_bytes
     print(f"{method.__name__}: bytes of temporaries by num_steps {sizes}")
-    looped = [sizes[num_steps] for num_steps in (2, 20, 100)]
-    assert min(looped) > 0 and max(looped) <= 1.01 * min(looped)
+    assert 0 < sizes[100] <= 1.01 * sizes[20]
     # XLA unrolls a loop of one turn, whose buffers are others: a few times the batch's images more or fewer.
-    assert abs(sizes[1] - sizes[2]) <= 4 * 4 * batch.images.size
+    assert abs(sizes[1] - sizes[20]) <= 4 * 4 * batch.images.size
 
 
 def test_shapes_that_do_not_divide_are_refused():

@@ -1,5 +1,6 @@
 """A training step small enough to be checked by hand: 6x6 images, 3 classes."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,10 @@ from jax_advtrain.training.state import TrainState, shardings
 from jax_advtrain.training.step import PADDING, HostBatch, Recipe, init_state, make_step
 
 IMAGE, CLASSES = (6, 6, 1), 3
-MLP = {"name": "mlp", "hidden": (8,)}
-CNN_WITH_BATCH_NORM = {"name": "small_cnn", "channels": (4,), "hidden": (8,), "batch_norm": True}
+MODELS = {
+    "mlp": {"name": "mlp", "hidden": (8,)},
+    "batch_norm": {"name": "small_cnn", "channels": (4,), "hidden": (8,), "batch_norm": True},
+}
 SGD = {**optim.DEFAULTS, "name": "sgd", "learning_rate": 0.1, "momentum": 0.0}
 
 
@@ -36,24 +39,33 @@ class Tiny(NamedTuple):
             example=batch,
         )
         state = jax.device_put(state, shardings(mesh, state), may_alias=False)
-        return state, make_step(self.recipe, mesh, state, batch)
+        # One jitted function for each program, or every test would compile its own.
+        key = (id(self.recipe.optimizer), num_devices)
+        if key not in _STEPS:
+            _STEPS[key] = make_step(self.recipe, mesh, state, batch)
+        return state, _STEPS[key]
 
 
-def tiny(defense, model=MLP, *, num_shards=2, num_slots=24, optimizer=SGD, **settings) -> Tiny:
-    network = models.create(model, CLASSES, IMAGE, seed=0)
+_STEPS: dict[tuple[int, int], Any] = {}
+
+
+@functools.cache
+def tiny(defense, model="mlp", *, num_shards=2, num_slots=24, ema_decay=None) -> Tiny:
+    """The same program for the same arguments."""
+    network = models.create(MODELS[model], CLASSES, IMAGE, seed=0)
     recipe = Recipe(
         graphdef=network.graphdef,
         task=tasks.CLASSIFICATION,
         defense=defense,
-        optimizer=optim.build(optimizer, steps_per_epoch=2, epochs=2),
+        optimizer=optim.build(SGD, steps_per_epoch=2, epochs=2),
         num_shards=num_shards,
         seed=3,
-        **settings,
+        ema_decay=ema_decay,
     )
     return Tiny(network, recipe, num_slots)
 
 
-def host_batch(valid_slots, rows_per_shard, *, num_shards=2, padding_seed=0, unit_start=False) -> HostBatch:
+def host_batch(valid_slots, rows_per_shard, *, num_shards=2, padding_seed=0) -> HostBatch:
     """A batch whose shards hold samples in the first `valid_slots` rows; what pads it is drawn from `padding_seed`."""
 
     def rows(seed, draw):
@@ -74,9 +86,6 @@ def host_batch(valid_slots, rows_per_shard, *, num_shards=2, padding_seed=0, uni
         labels=drawn(lambda rng, shape: rng.integers(0, CLASSES, shape, np.int32)),
         ids=drawn(lambda rng, shape: rng.integers(0, 1000, shape, np.int32)),
         slots=slots.reshape(-1),
-        unit_start=drawn(lambda rng, shape: rng.uniform(-1, 1, (*shape, *IMAGE)).astype(np.float32))
-        if unit_start
-        else None,
     )
 
 
