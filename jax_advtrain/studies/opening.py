@@ -164,7 +164,7 @@ def load_run(config: Any, folder: Path, which: str, display: Display) -> tuple[E
             hint = (
                 "" if len(experiment.splits.validation) else ": no validation data; give --config.eval.checkpoint=last"
             )
-            raise ConfigError(f"{folder} has no {which} checkpoint yet{hint}")
+            raise ConfigError(f"{folder} has no whole {which} checkpoint yet{hint}")
         return experiment, state
 
 

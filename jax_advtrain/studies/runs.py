@@ -59,7 +59,8 @@ def train_and_evaluate(config: Any, folder: Path | str, display: Display | None 
         else:
             evaluations.show(display, name, one)
         shown.setdefault(step, name)
-    display.say(f"results: {', '.join(str(done[name] / results.RESULTS_NAME) for name in found)}")
+    if found:
+        display.say(f"results: {', '.join(str(done[name] / results.RESULTS_NAME) for name in found)}")
     display.say(f"plots:   {', '.join(str(path) for path in (folder / 'plots', *(done[name] for name in found)))}")
     return found
 
@@ -85,9 +86,11 @@ def _train_and_evaluate(config: Any, folder: Path, display: Display, experiment:
 
 
 def _evaluated(config: Any, experiment: Experiment) -> list[str]:
-    """The checkpoints that are evaluated at the end; without validation data there is no best one."""
+    """The checkpoints that are evaluated at the end; without validation data the last is the best there is."""
     names = suite.texts(config.eval.after_training)
-    return [name for name in dict.fromkeys(names) if name != BEST or len(experiment.splits.validation)]
+    if not len(experiment.splits.validation):
+        names = [LAST for _ in names]
+    return list(dict.fromkeys(names))
 
 
 def _is_complete(folder: Path, experiment: Experiment, names: list[str]) -> bool:

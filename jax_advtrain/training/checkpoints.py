@@ -37,6 +37,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int, read_only: bool = False) -> None:
         self.folder = (workdir / "checkpoints").absolute()
         self._managers = {name: _manager(self.folder / name, n, read_only) for name, n in ((LAST, keep), (BEST, 1))}
+        self._is_read_only = read_only
 
     def save(self, which: str, state: TrainState, saved: Saved) -> None:
         """Starts writing; the arrays are copied first, so the state may be donated right after."""
@@ -80,7 +81,8 @@ class Checkpoints:
           template: a state of the right shapes; its values do not matter.
           mesh: arrays come back sharded over it, however many devices wrote them.
           check: raises ValueError where a readable checkpoint must not be used.
-          say: told of each checkpoint that cannot be read; it is moved to `checkpoints/broken`, not deleted.
+          say: told of each checkpoint that cannot be read; it is moved to `checkpoints/broken`, not deleted
+            (left where it is if read only).
         """
         manager = self._managers[which]
         for step in sorted(manager.all_steps(), reverse=True):
@@ -101,6 +103,11 @@ class Checkpoints:
 
     def _set_aside(self, which: str, folder: Path, error: Exception, say: Callable[[str], None]) -> None:
         logging.debug("checkpoint %s: %s", folder, error)
+        first = str(error).strip().splitlines()
+        why = first[0][:160] if first else type(error).__name__
+        if self._is_read_only:  # it may be that of a run at work, which deletes its older ones
+            say(f"checkpoint {folder} cannot be read ({why}); the newest whole one is used")
+            return
         target = self.folder / _SET_ASIDE / f"{which}-{folder.name}"
         number = 0
         while target.exists():
@@ -109,8 +116,6 @@ class Checkpoints:
         target.parent.mkdir(exist_ok=True)
         os.rename(folder, target)
         self._managers[which].reload()
-        first = str(error).strip().splitlines()
-        why = first[0][:160] if first else type(error).__name__
         say(f"checkpoint {folder} cannot be read ({why}); it is kept as {target}, the newest whole one is used")
 
 

@@ -133,10 +133,30 @@ def test_nothing_to_evaluate(refused, unchanged, tiny_config, run_folder, tmp_pa
     assert not (tmp_path / "none").exists()
     shutil.rmtree(run_folder / "checkpoints/best")
     before = unchanged(run_folder)
-    refused([*asked, f"--workdir={run_folder}"], "has no best checkpoint yet")
+    refused([*asked, f"--workdir={run_folder}"], "has no whole best checkpoint yet")
     shutil.rmtree(run_folder / "checkpoints")
-    refused([*asked, f"--workdir={run_folder}", "--config.eval.checkpoint=last"], "has no last checkpoint yet")
+    refused([*asked, f"--workdir={run_folder}", "--config.eval.checkpoint=last"], "has no whole last checkpoint yet")
     assert unchanged(run_folder) == {name: one for name, one in before.items() if not name.startswith("checkpoints")}
+
+
+def test_evaluating_passes_over_a_broken_checkpoint_and_leaves_it(command, refused, unchanged, run_folder):
+    """Evaluating never moves anything: the workdir may be that of a run at work."""
+    asked = ["--mode=evaluate", f"--workdir={run_folder}", "--config.eval.name=clean", "--config.eval.attacks="]
+    for file in (run_folder / "checkpoints/last/80").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    before = unchanged(run_folder / "checkpoints")
+    answer = command(*asked, "--config.eval.checkpoint=last")
+    assert answer.code == 0 and "checkpoints/last/80 cannot be read" in answer.out, answer
+    assert "restored last checkpoint of step 40" in answer.out
+    assert json.loads((run_folder / "eval/clean/results.json").read_text())["model"]["step"] == 40
+    assert unchanged(run_folder / "checkpoints") == before
+    for file in (run_folder / "checkpoints/best/80").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    before = unchanged(run_folder)
+    refused([*asked, "--config.eval.checkpoint=best"], "has no whole best checkpoint yet")
+    assert unchanged(run_folder) == before
 
 
 # --- Two at once ---
