@@ -47,7 +47,7 @@ def test_update_is_the_reference(reference_dir, dtype):
 
 NUM_SAMPLES, BATCH = 24, 6
 per_sample = {"shape": NUM_SAMPLES}
-unit = st.floats(0, 0.5, width=32)
+unit = st.floats(0, 0.5, width=32, allow_subnormal=False)  # XLA flushes subnormals to zero
 
 
 @settings(deadline=None, max_examples=50)
@@ -124,7 +124,7 @@ def test_every_margin_lies_in_its_bin():
 
 @settings(deadline=None, max_examples=25)
 @given(
-    values=arrays.arrays(np.float32, 64, elements=st.floats(0, 0.30000001192092896, width=32)),
+    values=arrays.arrays(np.float32, 64, elements=st.floats(0, 0.30000001192092896, width=32, allow_subnormal=False)),
     number=st.integers(1, 64),
 )
 def test_quantiles_are_within_one_part_in_a_thousand_of_the_ceiling(values, number):
