@@ -17,7 +17,7 @@ from jax_advtrain.evaluation.attack_dataset import attack_dataset
 from jax_advtrain.evaluation.evaluate import evaluate
 
 CLASSES, SIDE, COUNT = 3, 4, 37
-MEMBERS = ["fgsm", "pgd:num_steps=4", "pgd:num_steps=4:loss=lm:restarts=2", "noise"]
+MEMBERS = ["pgd:num_steps=4", "pgd:num_steps=4:loss=lm:restarts=2", "noise"]
 EPSILONS = {"linf": [0.02, 0.05], "l2": [0.2]}
 
 
@@ -59,7 +59,7 @@ def counted(found) -> list:
 
 
 def test_records(found, data):
-    labels = ["fgsm-ce", "pgd-4-ce", "pgd-4-lm-x2", "uniform-noise"]
+    labels = ["pgd-4-ce", "pgd-4-lm-x2", "uniform-noise"]
     radii = [(norm, epsilon) for norm in EPSILONS for epsilon in EPSILONS[norm]]
     told = [(record.attack, record.norm, record.epsilon) for record in found.records]
     assert told == [
@@ -114,11 +114,10 @@ def assert_same(found, wanted, order=slice(None)):
 
 
 def test_batch_size_changes_nothing(data):
-    found = [
-        evaluate(linear(0), data, MEMBERS[2:], {"linf": [0.05]}, batch_size=batch_size) for batch_size in (16, 5, 1000)
-    ]
-    assert_same(found[1], found[0])
-    assert_same(found[2], found[0])
+    one, other = (
+        evaluate(linear(0), data, MEMBERS[1:], {"linf": [0.05]}, batch_size=batch_size) for batch_size in (16, 5)
+    )
+    assert_same(other, one)
 
 
 def test_order_of_samples_changes_nothing(found, data):
@@ -169,7 +168,7 @@ class Unhashable:
     ids=["function", "jitted", "nnx", "unhashable", "method"],
 )
 def test_any_callable_is_a_model(found, data, model):
-    again = evaluate(model, data, MEMBERS[1:2], {"linf": [0.05]}, batch_size=16)
+    again = evaluate(model, data, MEMBERS[:1], {"linf": [0.05]}, batch_size=16)
     wanted = {(r.attack, r.norm, r.epsilon): r.correct for r in found.records}
     for record in again.records[:-1]:
         assert record.correct == wanted[record.attack, record.norm, record.epsilon]
@@ -199,11 +198,11 @@ def test_one_logit(data):
     vector = weights(0)[:, 1] - weights(0)[:, 0]
     labels = (data.labels == 1).astype(np.int32)
     binary = dataclasses.replace(data, labels=labels, class_names=("no", "yes"))
-    result = evaluate(lambda images: apply(vector, images), binary, ["pgd", "pgd:loss=lm"], {"linf": [0.05]})
+    result = evaluate(lambda images: apply(vector, images), binary, ["pgd", "fgsm:loss=lm"], {"linf": [0.05]})
     # The same as with two logits, of which the first is always 0.
     two = jnp.stack([jnp.zeros_like(vector), vector], axis=1)
-    wanted = evaluate(lambda images: apply(two, images), binary, ["pgd", "pgd:loss=lm"], {"linf": [0.05]})
-    assert [record.attack for record in result.records] == ["clean", "pgd-20-bce", "pgd-20-lmb", "worst-of"]
+    wanted = evaluate(lambda images: apply(two, images), binary, ["pgd", "fgsm:loss=lm"], {"linf": [0.05]})
+    assert [record.attack for record in result.records] == ["clean", "pgd-20-bce", "fgsm-lmb", "worst-of"]
     for one, other in zip(result.records, wanted.records, strict=True):
         assert abs(one.correct - other.correct) <= (0 if one.attack == "clean" else 1)
 
