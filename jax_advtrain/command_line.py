@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jax_advtrain import config as configs
-from jax_advtrain.config import ConfigError
+from jax_advtrain.errors import ConfigError
 from jax_advtrain.training import workdir
 
 MODES = {

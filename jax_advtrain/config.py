@@ -15,12 +15,8 @@ from ml_collections import config_dict
 
 from jax_advtrain import data
 from jax_advtrain.defenses.registry import DEFENSES
+from jax_advtrain.errors import ConfigError
 from jax_advtrain.training import optim
-
-
-class ConfigError(ValueError):
-    """Something the user gave cannot be used; its text is one line that says what, where, and what would be right."""
-
 
 # A run is what these fields say: a workdir refuses others. All else may change when it is resumed or evaluated.
 IDENTITY = ("data", "model", "defense", "optimizer", "batch_size", "num_shards", "seed", "ema_decay", "one_logit")

@@ -10,8 +10,9 @@ import ml_collections
 
 from jax_advtrain import data, defenses, models
 from jax_advtrain.attacks.registry import unknown_name
-from jax_advtrain.config import ConfigError, base
+from jax_advtrain.config import base
 from jax_advtrain.defenses.registry import DEFENSES
+from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import suite
 from jax_advtrain.evaluation.margin_survey import check_radii
 from jax_advtrain.training import optim

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_advtrain import command_line
-from jax_advtrain.config import ConfigError
+from jax_advtrain.errors import ConfigError
 from jax_advtrain.studies import beside, evaluations, opening, runs, surveys
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.loop import Diverged, Stopped

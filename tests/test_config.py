@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jax_advtrain import config as configs
-from jax_advtrain.config import ConfigError, base
+from jax_advtrain.config import base
 from jax_advtrain.config_check import validate
+from jax_advtrain.errors import ConfigError
 
 NAN = float("nan")
 

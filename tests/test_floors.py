@@ -7,6 +7,7 @@ import jax_advtrain
 
 PACKAGE = Path(jax_advtrain.__file__).parent
 FLOORS = {
+    "errors": -1,
     "attacks": 0,
     "models": 0,
     "data": 0,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jax_advtrain import config as configs
-from jax_advtrain.config import ConfigError
 from jax_advtrain.data import Dataset, to_unit
+from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import evaluate as evaluation
 from jax_advtrain.evaluation import results, suite
 from jax_advtrain.evaluation.attack_dataset import attack_dataset, first, name_seed

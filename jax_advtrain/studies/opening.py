@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 
 from jax_advtrain import config as configs
 from jax_advtrain import devices
-from jax_advtrain.config import ConfigError
 from jax_advtrain.config_check import validate
 from jax_advtrain.data import Dataset
+from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import suite
 from jax_advtrain.evaluation.attack_dataset import first
 from jax_advtrain.training import experiment as experiments

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jax_advtrain import config as configs
-from jax_advtrain.config import ConfigError
+from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import results
 from jax_advtrain.evaluation.margin_survey import survey_margins
 from jax_advtrain.reports import margin_survey

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jax_advtrain import margins
-from jax_advtrain.config import ConfigError
 from jax_advtrain.devices import AXIS, spread
+from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import suite
 from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training import feed, workdir
