@@ -66,7 +66,8 @@ def apply(
     _check(images, mask, groups)
     if not train:
         return _logits(graphdef, params, batch_stats, images), batch_stats
-    module = nnx.merge(graphdef, params, batch_stats, copy=True)
+    # The merge copies JAX arrays only; numpy ones the module would change in the caller's hands.
+    module = nnx.merge(graphdef, params, jax.tree.map(jnp.asarray, batch_stats), copy=True)
     logits = module(images, train=True, mask=mask, groups=groups)
     return logits, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jax_advtrain.models import functional
+from jax_advtrain.models import create, functional
 from jax_advtrain.models.batch_norm import BatchNorm
 
 SHAPE = (8, 5, 4, 3)
@@ -151,3 +151,13 @@ def test_bad_input(settings, said):
     with pytest.raises(ValueError) as error:
         run(batch(), **settings)
     assert said in str(error.value)
+
+
+def test_training_leaves_numpy_averages_alone():
+    network = create({"name": "small_cnn", "channels": (4,), "hidden": (), "batch_norm": True}, 3, (6, 6, 1), 0)
+    averages = jax.tree.map(lambda leaf: np.array(leaf), network.batch_stats)
+    before = jax.tree.map(np.copy, averages)
+    images = jnp.ones((4, 6, 6, 1)) * jnp.linspace(0, 1, 4)[:, None, None, None]
+    _, after = functional.apply(network.graphdef, network.params, averages, images, train=True)
+    jax.tree.map(np.testing.assert_array_equal, averages, before)
+    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True))
