@@ -1,6 +1,6 @@
 """PGD adversarial training (Madry et al.) on MNIST, L-inf 0.3: --config.data.data_dir=DIR.
 
-Data, network, optimizer and evaluation as in mnist_ima.py. At this radius training may stay at the loss of chance (2.30):
+Data, network, optimizer and evaluation as in mnist_ima.py. At this radius training may stay at chance (loss 2.30):
 seed 0 did on 10,000 images for 20 epochs. Then try another seed, or a smaller radius.
 """
 
