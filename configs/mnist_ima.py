@@ -1,6 +1,7 @@
 """IMA on MNIST, L-inf, from a prepared TFDS folder: --config.data.data_dir=DIR.
 
-Whole training set but for 5,000 validation images. What it reaches, and in how long: README, "What it reaches".
+Whole training set but for 5,000 validation images: not measured yet. README's figures are of 10,000 training images
+(benchmarks/mnist_reference.py).
 """
 
 from jax_advtrain.config import base
