@@ -5,12 +5,16 @@ from jax_advtrain.attacks.boundary import BoundaryResult as BoundaryResult
 from jax_advtrain.attacks.boundary import OnBoundary as OnBoundary
 from jax_advtrain.attacks.boundary import on_boundary as on_boundary
 from jax_advtrain.attacks.compose import restarts as restarts
+from jax_advtrain.attacks.compose import until_success as until_success
 from jax_advtrain.attacks.compose import worst_of as worst_of
+from jax_advtrain.attacks.gradients import Stochastic as Stochastic
+from jax_advtrain.attacks.gradients import stochastic as stochastic
 from jax_advtrain.attacks.losses import Loss as Loss
 from jax_advtrain.attacks.losses import binary_cross_entropy as binary_cross_entropy
 from jax_advtrain.attacks.losses import binary_logit_margin as binary_logit_margin
 from jax_advtrain.attacks.losses import classification_margin as classification_margin
 from jax_advtrain.attacks.losses import cross_entropy as cross_entropy
+from jax_advtrain.attacks.losses import difference_of_logits_ratio as difference_of_logits_ratio
 from jax_advtrain.attacks.losses import is_right as is_right
 from jax_advtrain.attacks.losses import logit_margin as logit_margin
 from jax_advtrain.attacks.losses import predict as predict
@@ -27,3 +31,5 @@ from jax_advtrain.attacks.protocol import Attack as Attack
 from jax_advtrain.attacks.protocol import AttackResult as AttackResult
 from jax_advtrain.attacks.protocol import validate as validate
 from jax_advtrain.attacks.registry import from_config as from_config
+from jax_advtrain.attacks.stepwise import Stepwise as Stepwise
+from jax_advtrain.attacks.stepwise import parts as parts

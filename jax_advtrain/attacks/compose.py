@@ -2,12 +2,15 @@
 
 import dataclasses
 from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jax_advtrain.attacks import norms
-from jax_advtrain.attacks.protocol import Attack, AttackResult, per_sample_keys, zeros_per_sample
+from jax_advtrain.attacks.pgd import PGD
+from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn, per_sample_keys, zeros_per_sample
+from jax_advtrain.attacks.stepwise import Part, Stepwise, fold_in, parts
 
 
 def stronger(first: AttackResult, second: AttackResult) -> AttackResult:
@@ -29,10 +32,6 @@ def stronger(first: AttackResult, second: AttackResult) -> AttackResult:
     )
 
 
-def _fold_in(keys: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-
-
 @partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=["num_restarts"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Restarts:
@@ -47,7 +46,7 @@ class Restarts:
 
         def once(number):
             found = self.attack.run(
-                _fold_in(keys, number),
+                fold_in(keys, number),
                 logits_fn,
                 images,
                 labels,
@@ -68,6 +67,12 @@ class Restarts:
     def __call__(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> jax.Array:
         """The attacked images."""
         return self.run(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start).images
+
+    def parts(self, num_classes: int) -> tuple[Part, ...]:
+        inner = parts(self.attack, num_classes)
+        return tuple(
+            Part(part.attack, (number, *part.path), number) for number in range(self.num_restarts) for part in inner
+        )
 
     @property
     def passes(self) -> int:
@@ -98,7 +103,7 @@ class WorstOf:
         best = None
         for number, member in enumerate(self.members):
             found = member.run(
-                _fold_in(keys, number),
+                fold_in(keys, number),
                 logits_fn,
                 images,
                 labels,
@@ -114,6 +119,13 @@ class WorstOf:
     def __call__(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> jax.Array:
         """The attacked images."""
         return self.run(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start).images
+
+    def parts(self, num_classes: int) -> tuple[Part, ...]:
+        return tuple(
+            Part(part.attack, (number, *part.path), number)
+            for number, member in enumerate(self.members)
+            for part in parts(member, num_classes)
+        )
 
     @property
     def passes(self) -> int:
@@ -135,3 +147,60 @@ def worst_of(*members: Attack) -> Attack:
     if not members:
         raise ValueError("worst_of needs at least one attack")
     return WorstOf(tuple(members))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, eq=False)
+class UntilSuccess(Stepwise):
+    """An attack whose samples rest once they are fooled; see `until_success`."""
+
+    attack: Stepwise
+    stops_early: ClassVar[bool] = True
+
+    @property
+    def num_steps(self) -> int:
+        return self.attack.num_steps
+
+    def init(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> Any:
+        return self.attack.init(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start)
+
+    def step(self, logits_fn: LogitsFn, state: Any) -> Any:
+        """One step of the samples that are not finished; the others stay as they are."""
+        finished = self.attack.finished(state)
+
+        def kept(old, new):
+            return jnp.where(finished.reshape(finished.shape + (1,) * (new.ndim - 1)), old, new)
+
+        return jax.tree.map(kept, state, self.attack.step(logits_fn, state))
+
+    def succeeded(self, state: Any) -> jax.Array:
+        return self.attack.succeeded(state)
+
+    def result(self, logits_fn: LogitsFn, state: Any) -> AttackResult:
+        return self.attack.result(logits_fn, state)
+
+    @property
+    def passes(self) -> int:
+        return self.attack.passes
+
+
+def until_success(attack: Attack) -> Attack:
+    """The attack, but a sample that is fooled moves no further, and the loop ends when all are.
+
+    No sample is fooled that was not before, and none is missed: PGD alone returns its last iterate, which may be right
+    again where an earlier one was not. Composed attacks pass it on to their members.
+
+    Raises:
+      ValueError: an attack without steps.
+    """
+    if isinstance(attack, Restarts):
+        return dataclasses.replace(attack, attack=until_success(attack.attack))
+    if isinstance(attack, WorstOf):
+        return WorstOf(tuple(until_success(member) for member in attack.members))
+    if isinstance(attack, PGD):
+        return dataclasses.replace(attack, stops_early=True)
+    if isinstance(attack, UntilSuccess):
+        return attack
+    if not isinstance(attack, Stepwise):
+        raise ValueError(f"until_success needs an attack that goes step by step, not {type(attack).__name__}")
+    return UntilSuccess(attack)

@@ -52,6 +52,35 @@ def soft_logit_margin(logits: Float[Array, "batch classes"], labels: Int[Array, 
     return jax.nn.logsumexp(_others(logits, labels), axis=-1) - true
 
 
+def difference_of_logits_ratio(
+    logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]
+) -> Float[Array, "batch"]:
+    """DLR (Croce & Hein 2020): (max_{j != y} z_j - z_y) / (z_(1) - z_(3)), z_(k) the k-th largest logit.
+
+    The same for z and c z + d: scaling the logits hides nothing from it. Needs 3 classes.
+    """
+    if logits.ndim < 2 or logits.shape[-1] < 3:
+        raise ValueError(f"outputs of shape {logits.shape}: the loss 'dlr' needs 3 classes; with fewer use 'lm'")
+    largest = jax.lax.top_k(logits, 3)[0]
+    return logit_margin(logits, labels) / (largest[..., 0] - largest[..., 2] + _SMALLEST_SPREAD)
+
+
+def targeted_difference_of_logits_ratio(
+    logits: Float[Array, "batch classes"], labels: Int[Array, "batch"], targets: Int[Array, "batch"]
+) -> Float[Array, "batch"]:
+    """Targeted DLR (Croce & Hein 2020): (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2). Needs 4 classes."""
+    if logits.ndim < 2 or logits.shape[-1] < 4:
+        raise ValueError(
+            f"outputs of shape {logits.shape}: the loss 'dlr' with targets needs 4 classes; with fewer use 'lm'"
+        )
+    largest = jax.lax.top_k(logits, 4)[0]
+    spread = largest[..., 0] - (largest[..., 2] + largest[..., 3]) / 2
+    return (_true_logit(logits, targets) - _true_logit(logits, labels)) / (spread + _SMALLEST_SPREAD)
+
+
+_SMALLEST_SPREAD = 1e-12  # the original's, against a division by zero where the largest logits are equal
+
+
 def _check_one_logit(logits: jax.Array, labels: jax.Array) -> None:
     if logits.shape != labels.shape:
         raise ValueError(
@@ -97,6 +126,11 @@ def predict(logits: Float[Array, "batch *classes"]) -> Int[Array, "batch"]:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
+def class_logits(outputs: Float[Array, "batch *classes"]) -> Float[Array, "batch classes"]:
+    """Logits of all classes: outputs (batch,) of a one-logit model count as [0, z]; others stay as they are."""
+    return jnp.stack([jnp.zeros_like(outputs), outputs], axis=-1) if outputs.ndim == 1 else outputs
+
+
 def classification_margin(logits: Float[Array, "batch *classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
     """The logit margin of either kind of classifier; orders attacked images by how wrong they are."""
     return binary_logit_margin(logits, labels) if logits.ndim == 1 else logit_margin(logits, labels)
@@ -106,8 +140,14 @@ LOSSES: dict[str, LossFunction] = {
     "ce": cross_entropy,
     "lm": logit_margin,
     "slm": soft_logit_margin,
+    "dlr": difference_of_logits_ratio,
     "bce": binary_cross_entropy,
     "lmb": binary_logit_margin,
+}
+
+# How a loss aims at a target where that is more than to descend the loss of the target.
+_TARGETED: dict[LossFunction, Callable[..., jax.Array]] = {
+    difference_of_logits_ratio: targeted_difference_of_logits_ratio
 }
 
 
@@ -126,31 +166,43 @@ class Loss:
     temperature: jax.typing.ArrayLike | None = None
     per_class: bool = False
 
-    def __call__(self, logits: jax.Array, labels: jax.Array, truth: jax.Array | None = None) -> jax.Array:
-        """The loss of logits / temperature. `truth` is what `per_class` looks up, where `labels` are targets.
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """The loss of logits / temperature.
 
         Raises:
           ValueError: temperatures neither a scalar nor one a sample, or with `per_class` not one a class.
         """
-        if self.temperature is None:
+        return self.function(self._tempered(logits, labels), labels)
+
+    def ascended(self, logits: jax.Array, labels: jax.Array, targets: jax.Array | None) -> jax.Array:
+        """What an attack ascends: the loss, or where there are targets what leads to these. `labels` are the truth."""
+        logits = self._tempered(logits, labels)
+        if targets is None:
             return self.function(logits, labels)
+        if self.function in _TARGETED:
+            return _TARGETED[self.function](logits, labels, targets)
+        return -self.function(logits, targets)
+
+    def _tempered(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        if self.temperature is None:
+            return logits
         temperature = jnp.asarray(self.temperature, logits.dtype)
         if self.per_class:
             classes = logits.shape[-1] if logits.ndim > 1 else 2
             if temperature.shape != (classes,):
                 raise ValueError(f"temperature has shape {temperature.shape}; give one a class: ({classes},)")
-            temperature = temperature[labels if truth is None else truth]
+            temperature = temperature[labels]
         elif temperature.shape not in ((), logits.shape[:1]):
             raise ValueError(
                 f"temperature has shape {temperature.shape}; give a scalar or one a sample: {logits.shape[:1]}"
             )
         if temperature.ndim:
             temperature = temperature.reshape(temperature.shape + (1,) * (logits.ndim - temperature.ndim))
-        return self.function(logits / temperature, labels)
+        return logits / temperature
 
 
 def as_loss(loss: str | LossFunction | Loss) -> Loss:
-    """A loss from its name ("ce", "lm", "slm", "bce", "lmb"), from a function, or as it is.
+    """A loss from its name (a key of `LOSSES`), from a function, or as it is.
 
     Raises:
       ValueError: unknown name; the message lists the known ones.

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_advtrain.attacks import losses, norms
+from jax_advtrain.attacks.gradients import ascent, outputs_of
 from jax_advtrain.attacks.protocol import (
     AttackResult,
     LogitsFn,
@@ -20,6 +21,7 @@ from jax_advtrain.attacks.protocol import (
     make_problem,
     zeros_per_sample,
 )
+from jax_advtrain.attacks.stepwise import Stepwise
 
 STARTS = ("random", "clean")
 
@@ -49,10 +51,20 @@ class AscentState(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["epsilon", "step_size", "alpha", "loss"],
-    meta_fields=["norm", "num_steps", "start", "project", "optimizer", "is_right", "score"],
+    meta_fields=[
+        "norm",
+        "num_steps",
+        "start",
+        "project",
+        "optimizer",
+        "eot_passes",
+        "stops_early",
+        "is_right",
+        "score",
+    ],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class PGD:
+class PGD(Stepwise):
     """Projected gradient ascent (Madry et al. 2018), the settings of `pgd`, `fgsm` and `ifgsm`; see `pgd`."""
 
     epsilon: jax.typing.ArrayLike
@@ -66,6 +78,8 @@ class PGD:
     optimizer: optax.GradientTransformation | None
     is_right: Callable[[jax.Array, jax.Array], jax.Array]
     score: Callable[[jax.Array, jax.Array], jax.Array]
+    eot_passes: int = 1
+    stops_early: bool = False
 
     def init(
         self,
@@ -127,16 +141,9 @@ class PGD:
         """One step, and whether the iterate BEFORE it fooled the model (read off the same forward pass)."""
         problem = state.problem
 
-        def ascended(images):
-            outputs = logits_fn(images)
-            aim = problem.labels if problem.targets is None else problem.targets
-            loss = check_per_sample("the loss", self.loss(outputs, aim, problem.labels), len(images))
-            return jnp.sum(loss if problem.targets is None else -loss), outputs
-
-        gradient, outputs = jax.grad(ascended, has_aux=True)(state.iterate)
-        fooled = self.is_fooled(outputs, problem)
-        gradient, nonfinite = norms.finite(gradient)
-        zero = (norms.length(gradient, "linf") == 0) & ~nonfinite
+        found = ascent(logits_fn, self.loss, state.iterate, problem, number=state.steps, eot_passes=self.eot_passes)
+        gradient, nonfinite = found.gradient, found.nonfinite
+        fooled = self.is_fooled(found.outputs, problem)
         if self.optimizer is None:
             updates, optimizer_state = norms.steepest_ascent(gradient, self.norm), None
         else:
@@ -148,6 +155,8 @@ class PGD:
             moved = norms.project(problem.images, moved - problem.images, problem.epsilon, self.norm)
         else:
             moved = jnp.clip(moved, 0, 1)
+        if self.stops_early:
+            moved = jnp.where(norms.per_sample(fooled, moved) > 0, state.iterate, moved)
         return (
             AscentState(
                 problem=problem,
@@ -156,7 +165,7 @@ class PGD:
                 optimizer_state=optimizer_state,
                 steps=state.steps + 1,
                 hits=state.hits + fooled,
-                zero_gradients=state.zero_gradients + zero,
+                zero_gradients=state.zero_gradients + found.zero,
                 nonfinite_gradients=state.nonfinite_gradients + nonfinite,
             ),
             fooled,
@@ -166,9 +175,13 @@ class PGD:
         """One forward and backward pass, one update, one projection."""
         return self.advance(logits_fn, state)[0]
 
+    def succeeded(self, state: AscentState) -> Bool[Array, "batch"]:
+        """Samples that stay where they fooled the model; none where the ascent goes on (see `until_success`)."""
+        return (state.hits > 0) & self.stops_early
+
     def result(self, logits_fn: LogitsFn, state: AscentState) -> AttackResult:
         """Classifies the final iterate (one forward pass)."""
-        outputs = logits_fn(state.iterate)
+        outputs = outputs_of(logits_fn, state.iterate, state.problem, self.num_steps * self.eot_passes)
         return AttackResult(
             images=state.iterate,
             is_right=self.is_right(outputs, state.problem.labels),
@@ -179,20 +192,10 @@ class PGD:
             winner=jnp.zeros_like(state.steps),
         )
 
-    def run(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> AttackResult:
-        """All steps in one loop, and what came of it; arguments as in `init`."""
-        state = self.init(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start)
-        state = jax.lax.fori_loop(0, self.num_steps, lambda _, state: self.step(logits_fn, state), state)
-        return self.result(logits_fn, state)
-
-    def __call__(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> jax.Array:
-        """The attacked images; arguments as in `init`."""
-        return self.run(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start).images
-
     @property
     def passes(self) -> int:
         """Forward plus backward passes a sample, the classification of the result included."""
-        return 2 * self.num_steps + 1
+        return 2 * self.num_steps * self.eot_passes + 1
 
 
 def pgd(

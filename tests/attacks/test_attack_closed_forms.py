@@ -229,7 +229,7 @@ def test_temperature_changes_the_loss_as_defined():
     )
     # Targets do not change whose temperature it is: the true class's.
     np.testing.assert_allclose(
-        by_class(logits, jnp.array([1, 1]), labels),
+        -by_class.ascended(logits, labels, jnp.array([1, 1])),
         attacks.cross_entropy(logits * jnp.array([[2.0], [0.5]]), jnp.array([1, 1])),
         rtol=1e-6,
     )

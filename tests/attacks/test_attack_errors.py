@@ -27,7 +27,7 @@ BUILDING = {
     "norm": (lambda: attacks.pgd(norm="l1", epsilon=0.1), "norm is 'l1'; the norms are linf, l2"),
     "loss": (
         lambda: attacks.pgd(epsilon=0.1, loss="dlr"),
-        "attack loss 'dlr' is not known; the losses are ce, lm, slm, bce, lmb",
+        "attack loss 'dlr' is not known; the losses are ce, lm, slm, dlr, bce, lmb",
     ),
     "start": (
         lambda: attacks.pgd(epsilon=0.1, start="zero"),
