@@ -26,8 +26,8 @@ def one_logit(images):
 BUILDING = {
     "norm": (lambda: attacks.pgd(norm="l1", epsilon=0.1), "norm is 'l1'; the norms are linf, l2"),
     "loss": (
-        lambda: attacks.pgd(epsilon=0.1, loss="dlr"),
-        "attack loss 'dlr' is not known; the losses are ce, lm, slm, dlr, bce, lmb",
+        lambda: attacks.pgd(epsilon=0.1, loss="hinge"),
+        "attack loss 'hinge' is not known; the losses are ce, lm, slm, dlr, bce, lmb",
     ),
     "start": (
         lambda: attacks.pgd(epsilon=0.1, start="zero"),

@@ -175,7 +175,7 @@ def test_batch_norm_in_both_modes_of_the_attack():
         ({"name": "ima", "num_steps": 0}, "num_steps"),
         ({"name": "ima", "refine_steps": -1}, "refine_steps is -1"),
         ({"name": "ima", "placement": "middle"}, "boundary, outside, inside, none"),
-        ({"name": "ima", "attack_loss": "hinge"}, "ce, lm, slm, bce, lmb"),
+        ({"name": "ima", "attack_loss": "hinge"}, "ce, lm, slm, dlr, bce, lmb"),
         ({"name": "ima", "norm": "l3"}, "linf, l2"),
         ({"name": "ima", "start": "middle"}, "random, clean"),
         ({"name": "ima", "attack_bn": "both"}, "eval, train"),
