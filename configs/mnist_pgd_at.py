@@ -1,7 +1,7 @@
 """PGD adversarial training (Madry et al.) on MNIST, L-inf 0.3: --config.data.data_dir=DIR.
 
-Data, network, optimizer and evaluation as in mnist_ima.py. At this radius training may stay at chance (loss 2.30):
-seed 0 did on 10,000 images for 20 epochs. Then try another seed, or a smaller radius.
+Data, network, optimizer and evaluation as in mnist_ima.py. The radius grows over the first 10 epochs: at 0.3 from the
+first on, two of three seeds stayed at chance (10,000 images, 20 epochs).
 """
 
 from jax_advtrain.config import base
@@ -13,6 +13,7 @@ def get_config():
     config.data.validation_size = 5000
     config.defense.norm = "linf"
     config.defense.epsilon = 0.3
+    config.defense.warmup_epochs = 10
     config.epochs = 20
     config.monitor.epsilon = 0.2
     config.eval.num_samples = 1000

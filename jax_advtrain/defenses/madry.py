@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_advtrain import attacks
+from jax_advtrain.attacks.protocol import check_number
 from jax_advtrain.defenses.protocol import Batch, DefenseLoss, Model, Rows, attack_logits_fn
 from jax_advtrain.tasks import CLASSIFICATION
 
@@ -19,6 +20,8 @@ class Madry:
       norm: "linf" or "l2".
       epsilon: radius in pixel units of [0, 1].
       num_steps: PGD steps.
+      warmup_epochs: the radius grows in equal parts, one an epoch, and is whole from this epoch on (0 and 1: from the
+        first). From random weights a large radius at once may keep training at chance (MNIST at 0.3 does).
       alpha: step_size = alpha * epsilon / num_steps.
       attack_loss: name of the loss that is ascended.
       attack_bn: BatchNorm mode while attacking: "eval" or "train".
@@ -30,8 +33,10 @@ class Madry:
     alpha: float = 4.0
     attack_loss: str = "ce"
     attack_bn: str = "eval"
+    warmup_epochs: int = 0
 
     def __post_init__(self):
+        check_number("warmup_epochs", self.warmup_epochs)
         self._attack(None)
 
     def _attack(self, model: Model | None) -> attacks.PGD:
@@ -54,7 +59,10 @@ class Madry:
 
     def craft(self, model: Model, batch: Batch, rows: Rows, method_state: Any) -> jax.Array:
         logits_fn = attack_logits_fn(model, self.attack_bn)
-        return self._attack(model)(batch.keys, logits_fn, batch.images, batch.labels)
+        epsilon = self.epsilon
+        if self.warmup_epochs:
+            epsilon = epsilon * jnp.minimum(1, (batch.epoch + 1) / self.warmup_epochs)
+        return self._attack(model)(batch.keys, logits_fn, batch.images, batch.labels, epsilon=epsilon)
 
     def loss(
         self, model: Model, batch_stats: Any, batch: Batch, crafted: jax.Array, rows: Rows, method_state: Any

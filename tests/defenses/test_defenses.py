@@ -95,6 +95,14 @@ def test_pgd_at_is_descent_on_the_loss_at_the_pgd_point(norm):
     assert after.sums["attacked_accuracy"] == np.sum(right(before.params, attacked)[VALID])
 
 
+def test_a_warm_up_of_pgd_at_grows_the_radius_epoch_by_epoch():
+    def after(epoch, **fields):
+        return one_step(tiny(Madry(num_steps=3, **fields)), epoch=epoch)[1].params
+
+    for epoch, epsilon in ((0, 0.05), (2, 0.15), (3, 0.2), (9, 0.2)):
+        assert_near(after(epoch, epsilon=0.2, warmup_epochs=4), after(epoch, epsilon=epsilon))
+
+
 def test_ima_with_beta_0_is_standard_training_whose_margins_all_expand():
     before, after, loss = one_step(tiny(IMA(beta=0.0, eps_max=0.3, delta=0.1)))
     _, standard, standard_loss = one_step(tiny(Standard()))
