@@ -4,7 +4,7 @@
 
 First 10,000 original training images, validation from the others, strided small CNN (421,642 parameters), 20 epochs,
 Adam 1e-3, batch 128, L-inf; IMA (ceiling 0.3, delta 0.03), PGD-AT (0.3, grown over the first 10 epochs: from the first
-on most seeds stay at chance), standard, 3 seeds each. Evaluated on the first 2,000 original test images: PGD-100 with
+on training may stay at chance), standard, 3 seeds each. Evaluated on the first 2,000 original test images: PGD-100 with
 cross entropy, one random start (what the official figures are), with the logit margin (40 larger steps), and the per-
 sample worst case. Interrupted, it goes on where it was. Prints the table that is committed as
 benchmarks/results/mnist_reference.md.
