@@ -42,7 +42,7 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
       checkpoint: keep = how many of the last are kept (the best is kept besides); every_epochs.
       eval: after_training = which checkpoints are evaluated at the end, each in the folder of its name; checkpoint =
         which one --mode=evaluate takes, name = its folder ("" = that of the checkpoint); split; attacks, texts such as
-        "pgd:num_steps=100:loss=lm:restarts=5"; radii of both norms; num_samples (None = all), from the front;
+        "pgd:num_steps=100:loss=lm:restarts=5"; radii of each norm; num_samples (None = all), from the front;
         batch_size; figures = images in the gallery.
       margins: of --mode=margins: norm, rising radii, num_steps, split, num_samples.
     """
@@ -98,6 +98,7 @@ def _defaults(defense: str, model: str) -> dict[str, Any]:
             ),
             "epsilons_linf": (0.05, 0.1, 0.2, 0.3),
             "epsilons_l2": (0.5, 1.0, 2.0),
+            "epsilons_l1": (),
             "num_samples": None,
             "batch_size": 256,
             "figures": 8,

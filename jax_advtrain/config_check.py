@@ -9,6 +9,7 @@ from typing import Any
 import ml_collections
 
 from jax_advtrain import data, defenses, models
+from jax_advtrain.attacks.norms import NORMS
 from jax_advtrain.attacks.registry import unknown_name
 from jax_advtrain.config import base
 from jax_advtrain.defenses.registry import DEFENSES
@@ -111,7 +112,7 @@ def _numbers(config: Any, num_devices: int) -> None:
         for value in config.optimizer[field]:
             if not (_is_number(value) and value >= 0):
                 raise ConfigError(f"optimizer.{field} holds {value!r}; give finite numbers from 0")
-    for name in ("eval.epsilons_linf", "eval.epsilons_l2", "margins.radii"):
+    for name in ("eval.epsilons_linf", "eval.epsilons_l2", "eval.epsilons_l1", "margins.radii"):
         _radii(name, _at(config, name))
     if config.monitor.epsilon is not None:
         _radii("monitor.epsilon", (config.monitor.epsilon,))
@@ -123,8 +124,8 @@ def _names(config: Any) -> None:
             raise ConfigError(unknown_name(f"{section}.split", config[section].split, _SPLITS))
     for section in ("margins", "monitor"):
         name = config[section].norm
-        if name not in ("linf", "l2") and not (name is None and section == "monitor"):
-            raise ConfigError(unknown_name(f"{section}.norm", name, ("linf", "l2")))
+        if name not in NORMS and not (name is None and section == "monitor"):
+            raise ConfigError(unknown_name(f"{section}.norm", name, NORMS))
     if config.eval.checkpoint not in (LAST, BEST):
         raise ConfigError(unknown_name("eval.checkpoint", config.eval.checkpoint, (LAST, BEST)))
     for name in suite.texts(config.eval.after_training):

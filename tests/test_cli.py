@@ -118,7 +118,7 @@ TINY = "--config={tiny}"
         ([TINY, "--config.batch_size=30"], ["batch_size is 30; give a multiple of num_shards = 8"]),
         ([TINY, "--config.model.name=resnet"], ["model.name 'resnet' is not known; valid: mlp, small_cnn"]),
         ([TINY, "--config.defense.name=trades"], ["defense 'trades' is not known", "standard, pgd_at, ima"]),
-        ([TINY, "--config.defense.norm=l1"], ["norm is 'l1'; the norms are linf, l2"]),
+        ([TINY, "--config.defense.norm=l3"], ["norm is 'l3'; the norms are linf, l2, l1"]),
         ([TINY, "--config.defense.attack_loss=hinge"], ["'hinge' is not known"]),
         ([TINY, "--config.optimizer.name=lion"], ["optimizer.name 'lion' is not known; valid: adam, sgd"]),
         ([TINY, "--config.eval.attacks=autoattak"], ["eval.attacks: 'autoattak': attack 'autoattak' is not known"]),

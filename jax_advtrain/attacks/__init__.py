@@ -1,17 +1,31 @@
 """Attacks: pure, jit-able functions of (key, logits_fn, images, labels), one radius a sample."""
 
 from jax_advtrain.attacks import norms as norms
+from jax_advtrain.attacks.apgd import APGD as APGD
+from jax_advtrain.attacks.apgd import apgd as apgd
+from jax_advtrain.attacks.at_radius import at_radius as at_radius
+from jax_advtrain.attacks.autoattack import AutoAttack as AutoAttack
+from jax_advtrain.attacks.autoattack import autoattack as autoattack
 from jax_advtrain.attacks.boundary import BoundaryResult as BoundaryResult
 from jax_advtrain.attacks.boundary import OnBoundary as OnBoundary
 from jax_advtrain.attacks.boundary import on_boundary as on_boundary
+from jax_advtrain.attacks.carlini_wagner import CarliniWagner as CarliniWagner
+from jax_advtrain.attacks.carlini_wagner import carlini_wagner as carlini_wagner
 from jax_advtrain.attacks.compose import restarts as restarts
-from jax_advtrain.attacks.compose import until_success as until_success
 from jax_advtrain.attacks.compose import worst_of as worst_of
+from jax_advtrain.attacks.deepfool import DeepFool as DeepFool
+from jax_advtrain.attacks.deepfool import deepfool as deepfool
+from jax_advtrain.attacks.eot import eot as eot
+from jax_advtrain.attacks.fab import FAB as FAB
+from jax_advtrain.attacks.fab import fab as fab
+from jax_advtrain.attacks.fmn import FMN as FMN
+from jax_advtrain.attacks.fmn import fmn as fmn
 from jax_advtrain.attacks.gradients import Stochastic as Stochastic
 from jax_advtrain.attacks.gradients import stochastic as stochastic
 from jax_advtrain.attacks.losses import Loss as Loss
 from jax_advtrain.attacks.losses import binary_cross_entropy as binary_cross_entropy
 from jax_advtrain.attacks.losses import binary_logit_margin as binary_logit_margin
+from jax_advtrain.attacks.losses import class_logits as class_logits
 from jax_advtrain.attacks.losses import classification_margin as classification_margin
 from jax_advtrain.attacks.losses import cross_entropy as cross_entropy
 from jax_advtrain.attacks.losses import difference_of_logits_ratio as difference_of_logits_ratio
@@ -20,6 +34,7 @@ from jax_advtrain.attacks.losses import logit_margin as logit_margin
 from jax_advtrain.attacks.losses import predict as predict
 from jax_advtrain.attacks.losses import soft_logit_margin as soft_logit_margin
 from jax_advtrain.attacks.losses import with_temperature as with_temperature
+from jax_advtrain.attacks.mim import mim as mim
 from jax_advtrain.attacks.noise import Noise as Noise
 from jax_advtrain.attacks.noise import noise as noise
 from jax_advtrain.attacks.pgd import PGD as PGD
@@ -31,5 +46,13 @@ from jax_advtrain.attacks.protocol import Attack as Attack
 from jax_advtrain.attacks.protocol import AttackResult as AttackResult
 from jax_advtrain.attacks.protocol import validate as validate
 from jax_advtrain.attacks.registry import from_config as from_config
+from jax_advtrain.attacks.rounded import rounded as rounded
+from jax_advtrain.attacks.square import Square as Square
+from jax_advtrain.attacks.square import square as square
+from jax_advtrain.attacks.stepwise import Part as Part
 from jax_advtrain.attacks.stepwise import Stepwise as Stepwise
 from jax_advtrain.attacks.stepwise import parts as parts
+from jax_advtrain.attacks.targeting import targeted_at as targeted_at
+from jax_advtrain.attacks.temperature import temperature_sweep as temperature_sweep
+from jax_advtrain.attacks.temperature import winners_by_class as winners_by_class
+from jax_advtrain.attacks.until_success import until_success as until_success

@@ -1,72 +1,46 @@
-"""Attacks made from attacks."""
+"""The strongest of several runs of one attack, and of several attacks."""
 
 import dataclasses
 from functools import partial
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jax_advtrain.attacks import norms
-from jax_advtrain.attacks.pgd import PGD
-from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn, per_sample_keys, zeros_per_sample
-from jax_advtrain.attacks.stepwise import Part, Stepwise, fold_in, parts
+from jax_advtrain.attacks.combine import (
+    Composed,
+    check_attack,
+    check_count,
+    first_success,
+    if_any,
+    run_awake,
+    strongest_of,
+)
+from jax_advtrain.attacks.combine import stronger as stronger
+from jax_advtrain.attacks.protocol import Attack, AttackResult, per_sample_keys, zeros_per_sample
+from jax_advtrain.attacks.stepwise import Part, fold_in, parts
+from jax_advtrain.attacks.until_success import until_success as until_success
 
 
-def stronger(first: AttackResult, second: AttackResult) -> AttackResult:
-    """Per sample the stronger of two results: a wrong prediction beats a right one, then the larger score; a tie keeps
-    the first. Counts of hits and of bad gradients add up."""
-    better = jnp.where(first.is_right == second.is_right, second.score > first.score, first.is_right)
-
-    def pick(old, new):
-        return jnp.where(norms.per_sample(better, new) > 0 if new.ndim > 1 else better, new, old)
-
-    return AttackResult(
-        images=pick(first.images, second.images),
-        is_right=pick(first.is_right, second.is_right),
-        score=pick(first.score, second.score),
-        hits=first.hits + second.hits,
-        zero_gradients=first.zero_gradients + second.zero_gradients,
-        nonfinite_gradients=first.nonfinite_gradients + second.nonfinite_gradients,
-        winner=pick(first.winner, second.winner),
-    )
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=["num_restarts"])
+@partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=["num_restarts", "stops_early"])
 @dataclasses.dataclass(frozen=True, eq=False)
-class Restarts:
+class Restarts(Composed):
     """An attack run several times, each with its own keys; see `restarts`."""
 
     attack: Attack
     num_restarts: int
+    stops_early: bool = False
 
-    def run(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> AttackResult:
+    def run(
+        self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None, resting=None
+    ) -> AttackResult:
         """Runs all restarts one after the other; memory does not grow with their number. `winner` is the restart."""
         keys = per_sample_keys(key, images.shape[0])
+        given = {"targets": targets, "epsilon": epsilon, "start": start}
 
-        def once(number):
-            found = self.attack.run(
-                fold_in(keys, number),
-                logits_fn,
-                images,
-                labels,
-                targets=targets,
-                epsilon=epsilon,
-                start=start,
-            )
-            return found._replace(winner=jnp.zeros_like(found.winner) + number)
+        def once(number, resting):
+            return run_awake(self.attack, resting, fold_in(keys, number), logits_fn, images, labels, **given)
 
-        def improve(number, best):
-            found = once(number)
-            return jax.tree.map(lambda new, kept: jnp.where(number == 0, new, kept), found, stronger(best, found))
-
-        # The loop starts from blanks, so that the attack is compiled once and not a second time for the first run.
-        blank = jax.tree.map(lambda leaf: zeros_per_sample(images, leaf.dtype), jax.eval_shape(once, 0))
-        return jax.lax.fori_loop(0, self.num_restarts, improve, blank._replace(images=images))
-
-    def __call__(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> jax.Array:
-        """The attacked images."""
-        return self.run(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start).images
+        return strongest_of(once, self.num_restarts, images, stops_early=self.stops_early, resting=resting)
 
     def parts(self, num_classes: int) -> tuple[Part, ...]:
         inner = parts(self.attack, num_classes)
@@ -83,42 +57,44 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
     """The per-sample strongest of `num_restarts` runs; restart r of a sample uses fold_in(its key, r).
 
     Raises:
-      ValueError: num_restarts < 1.
+      ValueError: num_restarts < 1, or something that gives no `AttackResult`.
     """
-    if isinstance(num_restarts, bool) or not isinstance(num_restarts, int) or num_restarts < 1:
-        raise ValueError(f"num_restarts is {num_restarts!r}; give a whole number from 1")
-    return Restarts(attack, num_restarts)
+    return Restarts(check_attack("restarts", attack), check_count("num_restarts", num_restarts))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=["stops_early"])
 @dataclasses.dataclass(frozen=True, eq=False)
-class WorstOf:
+class WorstOf(Composed):
     """Several attacks on the same samples; see `worst_of`."""
 
     members: tuple[Attack, ...]
+    stops_early: bool = False
 
-    def run(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> AttackResult:
+    def run(
+        self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None, resting=None
+    ) -> AttackResult:
         """Runs all members; `winner` is the position of the one whose result is returned."""
         keys = per_sample_keys(key, images.shape[0])
-        best = None
-        for number, member in enumerate(self.members):
-            found = member.run(
-                fold_in(keys, number),
-                logits_fn,
-                images,
-                labels,
-                targets=targets,
-                epsilon=epsilon,
-                start=start,
-            )
-            found = found._replace(winner=jnp.full_like(found.winner, number))
-            best = found if best is None else stronger(best, found)
-        assert best is not None
-        return best
+        given = {"targets": targets, "epsilon": epsilon, "start": start}
+        at_first = zeros_per_sample(images, bool) if resting is None else resting
 
-    def __call__(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> jax.Array:
-        """The attacked images."""
-        return self.run(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start).images
+        def run(number, resting):
+            member = self.members[number]
+            found = run_awake(member, resting, fold_in(keys, number), logits_fn, images, labels, **given)
+            return found._replace(winner=jnp.full_like(found.winner, number))
+
+        best = run(0, at_first if self.stops_early else None)
+        for number in range(1, len(self.members)):
+            if self.stops_early:
+                # A member that all samples have been spared costs nothing.
+                best = if_any(
+                    best.is_right & ~at_first,
+                    lambda best, number=number: first_success(best, run(number, at_first | ~best.is_right)),
+                    best,
+                )
+            else:
+                best = stronger(best, run(number, None))
+        return best
 
     def parts(self, num_classes: int) -> tuple[Part, ...]:
         return tuple(
@@ -126,6 +102,9 @@ class WorstOf:
             for number, member in enumerate(self.members)
             for part in parts(member, num_classes)
         )
+
+    def over(self, function) -> "WorstOf":
+        return dataclasses.replace(self, members=tuple(function(member) for member in self.members))
 
     @property
     def passes(self) -> int:
@@ -136,7 +115,7 @@ def worst_of(*members: Attack) -> Attack:
     """Per sample the strongest result of several attacks; ties keep the earlier one.
 
     Raises:
-      ValueError: no members.
+      ValueError: no members, or something that gives no `AttackResult`.
 
     Example:
       >>> from jax_advtrain.attacks import pgd
@@ -146,61 +125,4 @@ def worst_of(*members: Attack) -> Attack:
     """
     if not members:
         raise ValueError("worst_of needs at least one attack")
-    return WorstOf(tuple(members))
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=[])
-@dataclasses.dataclass(frozen=True, eq=False)
-class UntilSuccess(Stepwise):
-    """An attack whose samples rest once they are fooled; see `until_success`."""
-
-    attack: Stepwise
-    stops_early: ClassVar[bool] = True
-
-    @property
-    def num_steps(self) -> int:
-        return self.attack.num_steps
-
-    def init(self, key, logits_fn, images, labels, *, targets=None, epsilon=None, start=None) -> Any:
-        return self.attack.init(key, logits_fn, images, labels, targets=targets, epsilon=epsilon, start=start)
-
-    def step(self, logits_fn: LogitsFn, state: Any) -> Any:
-        """One step of the samples that are not finished; the others stay as they are."""
-        finished = self.attack.finished(state)
-
-        def kept(old, new):
-            return jnp.where(finished.reshape(finished.shape + (1,) * (new.ndim - 1)), old, new)
-
-        return jax.tree.map(kept, state, self.attack.step(logits_fn, state))
-
-    def succeeded(self, state: Any) -> jax.Array:
-        return self.attack.succeeded(state)
-
-    def result(self, logits_fn: LogitsFn, state: Any) -> AttackResult:
-        return self.attack.result(logits_fn, state)
-
-    @property
-    def passes(self) -> int:
-        return self.attack.passes
-
-
-def until_success(attack: Attack) -> Attack:
-    """The attack, but a sample that is fooled moves no further, and the loop ends when all are.
-
-    No sample is fooled that was not before, and none is missed: PGD alone returns its last iterate, which may be right
-    again where an earlier one was not. Composed attacks pass it on to their members.
-
-    Raises:
-      ValueError: an attack without steps.
-    """
-    if isinstance(attack, Restarts):
-        return dataclasses.replace(attack, attack=until_success(attack.attack))
-    if isinstance(attack, WorstOf):
-        return WorstOf(tuple(until_success(member) for member in attack.members))
-    if isinstance(attack, PGD):
-        return dataclasses.replace(attack, stops_early=True)
-    if isinstance(attack, UntilSuccess):
-        return attack
-    if not isinstance(attack, Stepwise):
-        raise ValueError(f"until_success needs an attack that goes step by step, not {type(attack).__name__}")
-    return UntilSuccess(attack)
+    return WorstOf(tuple(check_attack("worst_of", member) for member in members))

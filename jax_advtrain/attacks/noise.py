@@ -64,7 +64,7 @@ def noise(
     """Uniform or Gaussian noise, each sample's scaled to norm epsilon, then clipped to [0, 1].
 
     Args:
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       epsilon: length of the noise in pixel units of [0, 1]: a scalar or one a sample.
       distribution: "uniform" (in the box) or "gaussian", before the scaling.
       is_right, score: as in `pgd`.

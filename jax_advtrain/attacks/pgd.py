@@ -1,4 +1,4 @@
-"""Projected gradient ascent: one loop, of which PGD, FGSM and IFGSM are settings."""
+"""Projected gradient ascent: one loop, of which PGD, FGSM, IFGSM and MIM are settings."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_advtrain.attacks import losses, norms
+from jax_advtrain.attacks import l1, losses, norms
 from jax_advtrain.attacks.gradients import ascent, outputs_of
 from jax_advtrain.attacks.protocol import (
     AttackResult,
@@ -34,6 +34,7 @@ class AscentState(NamedTuple):
       step_size: step of each sample.
       iterate: the present images.
       optimizer_state: of the inner optimizer, one state a sample.
+      momentum: None, or the sum of gradients that MIM climbs along.
       steps: updates done.
       hits, zero_gradients, nonfinite_gradients: as in `AttackResult`.
     """
@@ -42,6 +43,7 @@ class AscentState(NamedTuple):
     step_size: Float[Array, "batch"]
     iterate: Float[Array, "batch *image"]
     optimizer_state: Any
+    momentum: Float[Array, "batch *image"] | None
     steps: Int[Array, "batch"]
     hits: Int[Array, "batch"]
     zero_gradients: Int[Array, "batch"]
@@ -50,7 +52,7 @@ class AscentState(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["epsilon", "step_size", "alpha", "loss"],
+    data_fields=["epsilon", "step_size", "alpha", "loss", "decay"],
     meta_fields=[
         "norm",
         "num_steps",
@@ -61,11 +63,12 @@ class AscentState(NamedTuple):
         "stops_early",
         "is_right",
         "score",
+        "l1_share",
     ],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class PGD(Stepwise):
-    """Projected gradient ascent (Madry et al. 2018), the settings of `pgd`, `fgsm` and `ifgsm`; see `pgd`."""
+    """Projected gradient ascent (Madry et al. 2018), the settings of `pgd`, `fgsm`, `ifgsm` and `mim`; see there."""
 
     epsilon: jax.typing.ArrayLike
     step_size: jax.typing.ArrayLike | None
@@ -80,6 +83,8 @@ class PGD(Stepwise):
     score: Callable[[jax.Array, jax.Array], jax.Array]
     eot_passes: int = 1
     stops_early: bool = False
+    l1_share: float = l1.DEFAULT_SHARE
+    decay: jax.typing.ArrayLike | None = None
 
     def init(
         self,
@@ -110,12 +115,15 @@ class PGD(Stepwise):
             )
         else:
             iterate = images
+        if self.decay is not None:
+            _scalar_or_one_a_sample("decay", self.decay, problem.epsilon)
         zeros = zeros_per_sample(images, jnp.int32)
         return AscentState(
             problem=problem,
             step_size=self._step_size(problem.epsilon),
             iterate=iterate,
             optimizer_state=None if self.optimizer is None else jax.vmap(self.optimizer.init)(iterate),
+            momentum=None if self.decay is None else jnp.zeros_like(iterate),
             steps=zeros,
             hits=zeros,
             zero_gradients=zeros,
@@ -124,12 +132,15 @@ class PGD(Stepwise):
 
     def _step_size(self, epsilon: Float[Array, "batch"]) -> Float[Array, "batch"]:
         name, value = ("step_size", self.step_size) if self.alpha is None else ("alpha", self.alpha)
-        number = jnp.asarray(1 if value is None else value, epsilon.dtype)
-        if number.shape not in ((), epsilon.shape):
-            raise ValueError(f"{name} has shape {number.shape}; give a scalar or one a sample: {epsilon.shape}")
+        number = _scalar_or_one_a_sample(name, 1 if value is None else value, epsilon)
         if self.alpha is not None:
             return number * epsilon / self.num_steps
         return jnp.zeros_like(epsilon) + number
+
+    def _direction(self, gradient, iterate):
+        if self.norm == "l1":
+            return norms.sparse_ascent(gradient, iterate, self.l1_share)
+        return norms.steepest_ascent(gradient, self.norm)
 
     def is_fooled(self, outputs: jax.Array, problem: Problem) -> Bool[Array, "batch"]:
         """Whether the model is wrong, or with targets whether it takes the sample for its target."""
@@ -144,8 +155,12 @@ class PGD(Stepwise):
         found = ascent(logits_fn, self.loss, state.iterate, problem, number=state.steps, eot_passes=self.eot_passes)
         gradient, nonfinite = found.gradient, found.nonfinite
         fooled = self.is_fooled(found.outputs, problem)
+        momentum, optimizer_state = None, state.optimizer_state
+        if self.decay is not None and state.momentum is not None:
+            kept = norms.per_sample(self.decay, gradient) * state.momentum
+            gradient = momentum = kept + norms.unit_length(gradient, "l1")
         if self.optimizer is None:
-            updates, optimizer_state = norms.steepest_ascent(gradient, self.norm), None
+            updates = self._direction(gradient, state.iterate)
         else:
             updates, optimizer_state = jax.vmap(self.optimizer.update)(-gradient, state.optimizer_state, state.iterate)
             updates, broken = norms.finite(jnp.asarray(updates))
@@ -163,6 +178,7 @@ class PGD(Stepwise):
                 step_size=state.step_size,
                 iterate=moved,
                 optimizer_state=optimizer_state,
+                momentum=momentum,
                 steps=state.steps + 1,
                 hits=state.hits + fooled,
                 zero_gradients=state.zero_gradients + found.zero,
@@ -198,6 +214,13 @@ class PGD(Stepwise):
         return 2 * self.num_steps * self.eot_passes + 1
 
 
+def _scalar_or_one_a_sample(name: str, value: jax.typing.ArrayLike, epsilon: Float[Array, "batch"]) -> jax.Array:
+    number = jnp.asarray(value, epsilon.dtype)
+    if number.shape not in ((), epsilon.shape):
+        raise ValueError(f"{name} has shape {number.shape}; give a scalar or one a sample: {epsilon.shape}")
+    return number
+
+
 def pgd(
     *,
     norm: str = "linf",
@@ -209,13 +232,14 @@ def pgd(
     start: str = "random",
     project: bool = True,
     optimizer: optax.GradientTransformation | None = None,
+    l1_share: float | None = None,
     is_right: Callable[[jax.Array, jax.Array], jax.Array] = losses.is_right,
     score: Callable[[jax.Array, jax.Array], jax.Array] = losses.classification_margin,
 ) -> PGD:
     """PGD: x <- clip01(x0 + clip_eps(x + step_size * direction(grad loss) - x0)), `num_steps` times.
 
     Args:
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       epsilon: radius in pixel units of [0, 1]: a scalar or one a sample. 0 returns the image bit for bit.
       num_steps: number of updates.
       step_size: absolute step, a scalar or one a sample; excludes `alpha`.
@@ -228,6 +252,10 @@ def pgd(
       optimizer: any optax transformation in place of the steepest ascent. It minimises the negative loss, one state a
         sample (so give a whole optimizer, say `optax.adam(0.01)`); its updates are multiplied by `step_size`
         (default 1). Static: hashed by identity, so make it once.
+      l1_share: for "l1" alone: what part of the pixels a step moves, above 0, rounded up to whole ones (default 0.01).
+        They share the step equally. The steepest direction of "l1" is one pixel, which soon stands at the end of
+        [0, 1]; a share lets the ascent spread (SLIDE, Tramer & Boneh 2019). Pixels that the box holds back do not
+        count (Maini et al. 2020), and the projection is on ball and box at once (Croce & Hein 2021).
       is_right: (outputs, labels) -> (batch,) bool.
       score: (outputs, labels) -> (batch,), how wrong a result is.
 
@@ -235,7 +263,8 @@ def pgd(
       An attack: call it as `attack(key, logits_fn, images, labels)`.
 
     Raises:
-      ValueError: an unknown norm, loss or start, num_steps < 1, a negative or NaN number, step_size beside alpha.
+      ValueError: an unknown norm, loss or start, num_steps < 1, a negative or NaN number, step_size beside alpha, an
+        l1_share outside (0, 1] or of another norm.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -247,6 +276,9 @@ def pgd(
 
     References:
       Madry et al., Towards deep learning models resistant to adversarial attacks, ICLR 2018.
+      Tramer & Boneh, Adversarial training and robustness for multiple perturbations, NeurIPS 2019.
+      Maini et al., Adversarial robustness against the union of multiple perturbation models, ICML 2020.
+      Croce & Hein, Mind the box: l1-APGD for sparse adversarial attacks on image classifiers, ICML 2021.
     """
     norms.check_norm(norm)
     if start not in STARTS:
@@ -255,6 +287,11 @@ def pgd(
         raise ValueError(f"num_steps is {num_steps!r}; give a whole number from 1")
     if alpha is not None and (step_size is not None or optimizer is not None):
         raise ValueError("alpha makes the step relative to epsilon; leave it out beside step_size or an optimizer")
+    if l1_share is not None:
+        if norm != "l1":
+            raise ValueError(f"l1_share belongs to the norm l1; leave it out with {norm}")
+        if isinstance(l1_share, bool) or not isinstance(l1_share, (int, float)) or not 0 < l1_share <= 1:
+            raise ValueError(f"l1_share is {l1_share!r}; give a number above 0 and up to 1")
     check_number("epsilon", epsilon)
     for name, value in (("step_size", step_size), ("alpha", alpha)):
         if value is not None:
@@ -273,6 +310,7 @@ def pgd(
         optimizer=optimizer,
         is_right=is_right,
         score=score,
+        l1_share=l1.DEFAULT_SHARE if l1_share is None else l1_share,
     )
 
 

@@ -23,7 +23,7 @@ class IMA:
     """IMA for classification; the defaults are those of the published classification runs.
 
     Attributes:
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       eps_max: ceiling of the margins, in pixel units of [0, 1].
       delta: first margin, and what it expands by at a visit that never crosses the boundary.
       num_steps, alpha: PGD steps; step_size = alpha * margin / num_steps.

@@ -17,7 +17,7 @@ class Madry:
     """Training loss at the PGD point of one radius for all samples, from a random start.
 
     Attributes:
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       epsilon: radius in pixel units of [0, 1].
       num_steps: PGD steps.
       warmup_epochs: the radius grows in equal parts, one an epoch, and is whole from this epoch on (0 and 1: from the

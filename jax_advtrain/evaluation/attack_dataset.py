@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+import os
 import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jax_advtrain import attacks
-from jax_advtrain.attacks import norms
 from jax_advtrain.attacks.protocol import check_number
+from jax_advtrain.attacks.until_success import UntilSuccess
 from jax_advtrain.data import Dataset, to_unit
 from jax_advtrain.devices import AXIS, gathered, make_mesh, spread
+from jax_advtrain.evaluation.active_set import run as active_set_run
+from jax_advtrain.evaluation.ledger import Ledger, Work, facts, sample_keys
+from jax_advtrain.evaluation.state_file import NUM_PROBED, StateFile, identity_of
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 
@@ -30,6 +34,8 @@ class Attacked(NamedTuple):
       prediction: class on the attacked image.
       confidence: softmax probability of that class.
       distance: norm of the perturbation.
+      winner: of a composed attack, the member or restart that this comes from; -1 = the clean image.
+      work: of the active set, the passes in all, run and needed; else None.
       images: the attacked images, or None where they were not asked for.
     """
 
@@ -40,43 +46,27 @@ class Attacked(NamedTuple):
     distance: np.ndarray
     zero_gradients: np.ndarray
     nonfinite_gradients: np.ndarray
+    winner: np.ndarray
+    work: Work | None
     images: np.ndarray | None
 
 
 @partial(jax.jit, static_argnames=("mesh", "norm", "keep_images"))
-def _attack_batch(mesh, norm, keep_images, attack, logits_fn, images, labels, ids, epsilon, seed):
-    def local(attack, logits_fn, images, labels, ids, epsilon, seed):
+def _attack_batch(mesh, norm, keep_images, attack, logits_fn, images, labels, ids, epsilon, seed, path):
+    def local(attack, logits_fn, images, labels, ids, epsilon, seed, path):
         images = to_unit(images, jnp.zeros(()).dtype)
         if attack is None:
-            return _facts(norm, keep_images, logits_fn, images, labels, images, None)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed, impl="threefry2x32"), ids)
-        found = attack.run(keys, logits_fn, images, labels, epsilon=epsilon)
-        return _facts(norm, keep_images, logits_fn, images, labels, found.images, found)
+            return facts(norm, keep_images, logits_fn, images, labels, images, None)
+        found = attack.run(sample_keys(seed, ids, path), logits_fn, images, labels, epsilon=epsilon)
+        return facts(norm, keep_images, logits_fn, images, labels, found.images, found)
 
     rows, everywhere = P(AXIS), P()
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(everywhere, everywhere, rows, rows, rows, everywhere, everywhere),
+        in_specs=(everywhere, everywhere, rows, rows, rows, everywhere, everywhere, everywhere),
         out_specs=rows,
-    )(attack, logits_fn, images, labels, ids, epsilon, seed)
-
-
-def _facts(norm, keep_images, logits_fn, images, labels, attacked, found):
-    outputs = logits_fn(attacked)
-    prediction = attacks.predict(outputs)
-    logits = outputs if outputs.ndim > 1 else jnp.stack([jnp.zeros_like(outputs), outputs], axis=-1)
-    none = jnp.zeros_like(prediction)
-    return {
-        "is_right": attacks.is_right(outputs, labels),
-        "score": attacks.classification_margin(outputs, labels),
-        "prediction": prediction,
-        "confidence": jnp.max(jax.nn.softmax(logits), axis=-1),
-        "distance": norms.length(attacked - images, norm),
-        "zero_gradients": none if found is None else found.zero_gradients,
-        "nonfinite_gradients": none if found is None else found.nonfinite_gradients,
-        **({"images": attacked} if keep_images else {}),
-    }
+    )(attack, logits_fn, images, labels, ids, epsilon, seed, path)
 
 
 def name_seed(seed: int, name: str) -> int:
@@ -128,6 +118,34 @@ def num_outputs(logits_fn: LogitsFn, data: Dataset) -> int:
     return shape[1]
 
 
+def stops_at_success(attack: attacks.Attack, num_classes: int) -> bool:
+    """Whether an attack by itself lets a fooled sample rest: there the active set changes no answer."""
+    if getattr(attack, "stops_early", False):
+        return True
+    return all(getattr(part.attack, "stops_early", False) for part in attacks.parts(attack, num_classes))
+
+
+class _Stage(NamedTuple):
+    """An attack that samples go through; None = clean. `steps` = what the active set steps, None = whole batches."""
+
+    attack: attacks.Attack | None
+    path: tuple[int, ...] = ()
+    winner: int | None = None
+    steps: attacks.Stepwise | None = None
+
+
+def _stages(attack: attacks.Attack | None, active: bool, num_classes: int) -> list[_Stage]:
+    if attack is None or not active:
+        return [_Stage(attack)]
+    stages = [_Stage(None)]
+    for part in attacks.parts(attack, num_classes):
+        steps: Any = attacks.until_success(part.attack) if isinstance(part.attack, attacks.Stepwise) else None
+        if isinstance(steps, UntilSuccess):  # the active set itself keeps finished samples as they are
+            steps = steps.attack
+        stages.append(_Stage(part.attack, part.path, part.winner, steps))
+    return stages
+
+
 def attack_dataset(
     attack: attacks.Attack | None,
     logits_fn: LogitsFn,
@@ -140,8 +158,16 @@ def attack_dataset(
     batch_size: int = 256,
     keep_images: bool = False,
     progress: Callable[[int], None] = lambda done: None,
+    active_set: bool | None = None,
+    clean: Attacked | None = None,
+    state_file: str | os.PathLike | None = None,
 ) -> Attacked:
     """Attacks every sample; a sample's randomness follows (seed, sample id), so batch size and devices don't matter.
+
+    With the ACTIVE SET samples that are wrong on the clean image are out at once, with that image. The others go
+    through the parts of the attack (restarts, members) one after the other, each part made `until_success`; a sample
+    that is fooled is out, and the next one takes its slot of the batch, so that the devices stay full. Verdicts are
+    those of `until_success(attack)` on whole batches; what was never fooled keeps its strongest part's image.
 
     Args:
       attack: None = clean.
@@ -154,9 +180,17 @@ def attack_dataset(
       batch_size: rounded up to a multiple of the devices; the last batch is padded with repeated samples.
       keep_images: return the attacked images too.
       progress: called with the number of samples done after each batch.
+      active_set: None = where all parts of the attack stop at success by themselves (`until_success`): there it spares
+        time and changes nothing. True = for any attack; plain PGD then counts as fooled what any of its iterates
+        fooled, and minimum-norm attacks stop within the radius, so their distances are not the smallest. Parts
+        that don't go step by step (noise, `on_boundary`) run in whole batches. False = whole batches.
+      clean: what this function found for the same samples with attack None; spares the active set a pass.
+      state_file: where to write, every half minute and after each part, what is known. If the file is there, it goes
+        on from it, and the answer is the same as without the interruption. On several hosts all must see the file.
 
     Raises:
-      ValueError: no samples, a negative or NaN epsilon, logits that do not fit the classes.
+      ValueError: no samples, a negative or NaN epsilon, logits that do not fit the classes, a state file of another
+        evaluation.
 
     Example:
       >>> attack = attacks.pgd(norm="l2", epsilon=0.0, num_steps=20)
@@ -164,12 +198,60 @@ def attack_dataset(
       >>> found.is_right.mean(), found.distance.max()
     """
     check_number("epsilon", epsilon)
-    num_outputs(logits_fn, data)
+    num_classes = max(2, num_outputs(logits_fn, data))
     mesh, logits_fn = mesh or make_mesh(), as_pytree(logits_fn)
     batch_size = math.ceil(min(batch_size, len(data)) / mesh.size) * mesh.size
-    parts: list[dict[str, np.ndarray]] = []
-    for first in range(0, len(data), batch_size):
-        positions = np.arange(first, first + batch_size) % len(data)
+    if active_set is None:
+        active_set = attack is not None and stops_at_success(attack, num_classes)
+    stages = _stages(attack, active_set, num_classes)
+    ledger, file, told = Ledger(len(data), len(stages)), None, 0
+    if state_file is not None:
+        file = _state_file(state_file, attack, logits_fn, data, norm, epsilon, seed, keep_images, active_set)
+        file.restore(ledger)
+
+    for number, stage in enumerate(stages):
+
+        def note(positions, found, work, number=number, stage=stage):
+            nonlocal told
+            if stage.winner is not None:
+                found = {**found, "winner": np.full_like(found["winner"], stage.winner)}
+            is_first = stage.attack is None and len(stages) > 1
+            ledger.work = ledger.work.plus(*work)
+            ledger.note(number, positions, found, stops=len(stages) > 1, clean=is_first)
+            if file:
+                file.save(ledger, now=False)
+            if ledger.finished > told:
+                told = ledger.finished
+                progress(told)
+
+        queue = ledger.waiting(number)
+        where = (logits_fn, data, queue)
+        how: dict[str, Any] = {
+            **dict(norm=norm, epsilon=epsilon, seed=seed, path=stage.path, batch_size=batch_size),
+            **dict(keep_images=keep_images, harvest=note),
+        }
+        if stage.attack is None and len(stages) > 1 and _covers(clean, data, keep_images):
+            assert clean is not None
+            note(queue, {name: values[queue] for name, values in _arrays(clean, keep_images).items()}, Work())
+        elif stage.steps is None:
+            _whole_batches(mesh, stage.attack, *where, **how)
+        else:
+            active_set_run(mesh, stage.steps, *where, **how)
+        if file and len(queue):
+            file.save(ledger, now=True)
+    if told < len(data):
+        progress(len(data))
+    return Attacked(**{"images": None, "work": ledger.work if active_set else None, **ledger.facts})
+
+
+def _whole_batches(
+    mesh, attack, logits_fn, data, queue, *, norm, epsilon, seed, path, batch_size, keep_images, harvest
+) -> None:
+    """One attack on the samples at the positions in `queue`; arguments as in `active_set.run`."""
+    passes = 1 if attack is None else attack.passes
+    for first in range(0, len(queue), batch_size):
+        here = queue[first : first + batch_size]
+        positions = np.resize(here, batch_size)
         found = _attack_batch(
             mesh,
             norm,
@@ -181,9 +263,23 @@ def attack_dataset(
             spread(mesh, data.ids.astype(np.int32), positions),
             jnp.asarray(epsilon, jnp.zeros(()).dtype),
             seed,
+            path,
         )
-        here = min(batch_size, len(data) - first)
-        parts.append({name: gathered(values)[:here] for name, values in found.items()})
-        progress(first + here)
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Attacked(**{"images": None, **whole})
+        told = {name: gathered(values)[: len(here)] for name, values in found.items()}
+        harvest(here, told, Work(passes * batch_size, passes * len(here)))
+
+
+def _arrays(found: Attacked, keep_images: bool) -> dict[str, np.ndarray]:
+    left_out = ("work",) if keep_images else ("work", "images")
+    return {name: values for name, values in found._asdict().items() if name not in left_out}
+
+
+def _covers(clean: Attacked | None, data: Dataset, keep_images: bool) -> bool:
+    return clean is not None and len(clean.is_right) == len(data) and not (keep_images and clean.images is None)
+
+
+def _state_file(path, attack, logits_fn, data, norm, epsilon, seed, keep_images, active_set) -> StateFile:
+    settings = dict(norm=norm, epsilon=float(epsilon), seed=int(seed), images=keep_images, active_set=active_set)
+    few = to_unit(np.resize(data.images, (NUM_PROBED, *data.image_shape)), jnp.zeros(()).dtype)
+    probed = np.asarray(jax.jit(lambda logits_fn, images: logits_fn(images))(logits_fn, few), np.float32)
+    return StateFile(path, identity_of(data, attack, logits_fn, **settings), probed)

@@ -1,7 +1,9 @@
 """A model under a suite of attacks at a list of radii: records, worst cases, per-sample arrays."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +43,8 @@ def evaluate(
     split: str = "test",
     seed: int = 0,
     batch_size: int = 256,
+    active_set: bool | None = None,
+    state_folder: str | os.PathLike | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Evaluation:
     """Runs every member at every radius of every norm, on every sample.
@@ -56,10 +60,13 @@ def evaluate(
       split: what the records call the samples.
       seed: of all randomness; each attack folds its label into it.
       batch_size: changes no result.
+      active_set: as in `attack_dataset`; a record's passes are then those that were run.
+      state_folder: where each attack keeps its state, so that an interrupted evaluation goes on; made if needed.
       progress: called with what is running and the share of all samples and attacks done.
 
     Raises:
-      ValueError: no samples, logits that do not fit the classes, an unknown attack, a negative or NaN radius.
+      ValueError: no samples, logits that do not fit the classes, an unknown attack, a negative or NaN radius, state
+        files of another evaluation.
 
     Example:
       >>> found = evaluate(jax.tree_util.Partial(apply, params), data, ["fgsm", "pgd:loss=lm"], {"linf": [0.1, 0.2]})
@@ -74,8 +81,9 @@ def evaluate(
     bad: dict[str, tuple[int, int]] = {}
     todo = [(norm, epsilon, member) for norm in epsilons for epsilon in epsilons[norm] for member in members]
     total = (len(todo) + 1) * len(data)
+    found_clean: Attacked | None = None
 
-    def run(number: int, label: str, norm: str | None, epsilon: float, attack, settings: dict[str, Any]) -> Outcome:
+    def run(number: int, label: str, norm: str | None, epsilon: float, attack, settings: dict[str, Any]):
         started = time.perf_counter()
         what = label if norm is None else f"{label} {norm} {epsilon:g}"
         found = attack_dataset(
@@ -88,6 +96,9 @@ def evaluate(
             seed=name_seed(seed, label),
             batch_size=batch_size,
             progress=lambda done: progress(what, (number * len(data) + done) / total),
+            active_set=active_set,
+            clean=found_clean,
+            state_file=None if state_folder is None else Path(state_folder) / f"{number}-{what.replace(' ', '-')}.npz",
         )
         zero, nonfinite = int((found.zero_gradients > 0).sum()), int((found.nonfinite_gradients > 0).sum())
         if zero or nonfinite:
@@ -101,14 +112,14 @@ def evaluate(
             epsilon=epsilon,
             split=split,
             settings=settings,
-            passes=0.5 if attack is None else attack.passes / 2,
+            passes=_pairs(attack, found),
             seconds=time.perf_counter() - started,
         )
-        return _outcome(record, found)
+        return _outcome(record, found), found
 
-    clean = run(0, CLEAN, None, 0.0, None, {})
+    clean, found_clean = run(0, CLEAN, None, 0.0, None, {})
     for number, (norm, epsilon, member) in enumerate(todo, 1):
-        outcomes.append(run(number, member.label, norm, epsilon, member.build(norm), member.settings))
+        outcomes.append(run(number, member.label, norm, epsilon, member.build(norm), member.settings)[0])
     cases: list[WorstCase] = worst_of(clean, outcomes, data.labels, data.num_classes)
     records = [clean.record, *(one.record for one in outcomes), *(case.record for case in cases)]
     return Evaluation(records, per_sample_arrays(data.ids, data.labels, clean, outcomes, cases), bad)
@@ -118,6 +129,13 @@ def _read(members: Sequence[Member | str], *, binary: bool) -> list[Member]:
     """Members as they are, texts read; in the order given."""
     parsed = iter(parse_all([text for text in members if isinstance(text, str)], binary=binary, where="members"))
     return [next(parsed) if isinstance(member, str) else member for member in members]
+
+
+def _pairs(attack: Any, found: Attacked) -> float:
+    """Forward and backward pairs a sample: of whole batches what the attack says, of the active set what was run."""
+    if attack is None:
+        return 0.5
+    return attack.passes / 2 if found.work is None else found.work.run / len(found.is_right) / 2
 
 
 def _outcome(record: Record, found: Attacked) -> Outcome:

@@ -86,7 +86,7 @@ def survey_margins(
       data: the samples.
       radii: rising, in pixel units of [0, 1]; all share one compilation.
       mesh: devices along one axis; None = all there are.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1".
       num_steps, loss: of the PGD (alpha 4, random start in the ball); loss None = slm, or lmb for one logit.
       refine_steps: bisections; the distance is exact to radius / 2**refine_steps.
       seed, batch_size: as in `attack_dataset`.

@@ -1,6 +1,7 @@
 """What gradient masking would look like in the records of an evaluation."""
 
 import itertools
+import json
 import re
 from collections.abc import Sequence
 
@@ -8,20 +9,24 @@ from jax_advtrain.evaluation.records import CLEAN, WORST_OF, Record, radii
 
 MASKING_TOLERANCE = 0.02  # CE-PGD may be this much weaker than another attack before the result says so
 RISE_TOLERANCE = 0.01  # a larger radius may raise accuracy by this much before the result says so
+SQUARE_TOLERANCE = 0.002  # a query attack may be this much stronger than the gradient attacks
+STEPS_TOLERANCE = 0.005  # more steps may leave this much more right
 _ROUNDING = 1e-12  # a gap of exactly the tolerance is none, whatever the last bits of two quotients
 
 
 def masking_warnings(records: Sequence[Record]) -> list[str]:
     """Lines on what gradient masking would look like; empty where nothing does.
 
-    Two signs: at some (norm, epsilon) the strongest PGD on cross entropy is weaker than another attack by
-    more than 2 points; an attack's accuracy rises by more than 1 point as epsilon grows (noise excepted: it
-    is drawn, not searched).
+    Four signs: at some (norm, epsilon) the strongest PGD on cross entropy is weaker than another attack by
+    more than 2 points; Square, which sees no gradients, is stronger than all attacks that do by more than 0.2; the same
+    attack with more steps is weaker by more than 0.5; an attack's accuracy rises by more than 1 point as epsilon grows
+    (noise excepted: it is drawn, not searched).
     """
     lines = []
     for split in dict.fromkeys(record.split for record in records):
         here = [record for record in records if record.split == split]
-        lines += _weak_cross_entropy(here, split) + _rising(here, split)
+        lines += _weak_cross_entropy(here, split) + _beaten_by_queries(here, split)
+        lines += _more_steps(here, split) + _rising(here, split)
     return lines
 
 
@@ -47,6 +52,56 @@ def _weak_cross_entropy(records, split) -> list[str]:
                 f"leaves {best.accuracy:.1%} right, {other.attack} only {other.accuracy:.1%} "
                 f"({100 * gap:.1f} points fewer): gradient masking is the first suspicion, do not report the "
                 "cross-entropy figure alone"
+            )
+    return lines
+
+
+def _asks_only(record: Record) -> bool:
+    return record.attack.startswith("square")
+
+
+def _climbs(record: Record) -> bool:
+    """True for single attacks that follow gradients; ensembles hold Square themselves."""
+    others = r"^(square|autoattack|worst-of)|\bnoise\b"
+    return record.norm is not None and re.search(others, record.attack) is None
+
+
+def _beaten_by_queries(records, split) -> list[str]:
+    lines = []
+    for norm, epsilon in radii(records):
+        at = [r for r in records if (r.norm, r.epsilon) == (norm, epsilon)]
+        asking, climbing = [r for r in at if _asks_only(r)], [r for r in at if _climbs(r)]
+        if not asking or not climbing:
+            continue
+        best, other = (min(group, key=lambda r: r.accuracy) for group in (climbing, asking))
+        gap = best.accuracy - other.accuracy
+        if gap > SQUARE_TOLERANCE + _ROUNDING:
+            lines.append(
+                f"{split}, {norm} epsilon {epsilon:.4g}: {other.attack}, which sees no gradients, leaves "
+                f"{other.accuracy:.1%} right, the strongest attack that follows them ({best.attack}) "
+                f"{best.accuracy:.1%} ({100 * gap:.1f} points more): the gradients lead astray (gradient masking)"
+            )
+    return lines
+
+
+def _more_steps(records, split) -> list[str]:
+    lines = []
+    families: dict[tuple, list[Record]] = {}
+    for record in records:
+        if record.settings.get("num_steps") and record.norm is not None:
+            same = {name: value for name, value in record.settings.items() if name != "num_steps"}
+            key = (record.norm, record.epsilon, json.dumps(same, sort_keys=True, default=str))
+            families.setdefault(key, []).append(record)
+    for (norm, epsilon, _), members in families.items():
+        members = sorted(members, key=lambda r: r.settings["num_steps"])
+        pairs = [(few, many) for few, many in itertools.pairwise(members) if few.attack != many.attack]
+        pairs = [pair for pair in pairs if pair[1].accuracy - pair[0].accuracy > STEPS_TOLERANCE + _ROUNDING]
+        if pairs:
+            few, many = max(pairs, key=lambda pair: pair[1].accuracy - pair[0].accuracy)
+            lines.append(
+                f"{split}, {norm} epsilon {epsilon:.4g}: {few.attack} leaves {few.accuracy:.1%} right, {many.attack} "
+                f"with more steps {many.accuracy:.1%}: more steps don't help, so the loss is no guide (gradient "
+                "masking)"
             )
     return lines
 

@@ -25,7 +25,7 @@ class ClassCount(NamedTuple):
 class Record:
     """One attack at one radius on one split, counted over every sample.
 
-    `epsilon` is in pixel units of [0,1]; `norm` is "linf", "l2" or None (clean). `passes` are
+    `epsilon` is in pixel units of [0,1]; `norm` is "linf", "l2", "l1" or None (clean). `passes` are
     forward+backward pairs per sample, a lone forward counting 0.5. `per_class` goes by class index and is
     empty where labels are dense.
     """

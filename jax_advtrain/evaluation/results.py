@@ -134,12 +134,15 @@ def records_of(results: Mapping[str, Any]) -> list[Record]:
     ]
 
 
-def build_results(model: Mapping[str, Any], data: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+def build_results(
+    model: Mapping[str, Any], data: Mapping[str, Any], records: Sequence[Record], warnings: Sequence[str] = ()
+) -> dict[str, Any]:
     """The whole of results.json from plain parts, checked; headline and warnings follow from the records.
 
     Args:
       model: plain values that say which model this is (name, fields, checkpoint, step).
       data: the data set's fingerprint (name, version, split, count, labels_sha256, ids_sha256).
+      warnings: lines that go before those that follow from the records: `check_model.lines(findings)`.
 
     Raises:
       ValueError: a part that is not plain (NaN, a number as key, an object), or `check_results` refuses.
@@ -152,7 +155,7 @@ def build_results(model: Mapping[str, Any], data: Mapping[str, Any], records: Se
             _plain(_record_to_dict(record), f"records[{i}] ({record.attack})") for i, record in enumerate(records)
         ],
         headline=_plain(headline(records), "headline"),
-        warnings=masking_warnings(records),
+        warnings=[*map(str, warnings), *masking_warnings(records)],
     )
     check_results(results)
     return results
@@ -229,6 +232,7 @@ def write_results(
     data: Mapping[str, Any],
     records: Sequence[Record],
     per_sample: Mapping[str, np.ndarray] | None = None,
+    warnings: Sequence[str] = (),
 ) -> Path:
     """Writes per_sample.npz (if given), then results.json, each atomically; returns the path of results.json.
 
@@ -238,7 +242,7 @@ def write_results(
       ValueError: see `build_results`; per-sample arrays that hold objects or another count than the records.
       OSError: no space, no permission; nothing half-written is left.
     """
-    results = build_results(model, data, records)
+    results = build_results(model, data, records, warnings)
     folder = Path(folder)
     if per_sample is not None:
         arrays = _check_per_sample(per_sample, {record.n for record in records})

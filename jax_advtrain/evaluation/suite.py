@@ -1,13 +1,18 @@
 """Which attacks an evaluation runs, from short plain texts: "pgd:num_steps=100:loss=lm:restarts=5"."""
 
 import ast
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from jax_advtrain import attacks
+from jax_advtrain.attacks.registry import ATTACKS, COMPOSED, norms_of
 
 # Losses for models with one logit, in place of those for several.
-_BINARY_LOSSES = {"ce": "bce", "lm": "lmb", "slm": "lmb"}
+_BINARY_LOSSES = {"ce": "bce", "lm": "lmb", "slm": "lmb", "dlr": "lmb"}
+# What shows in a label although the text does not say it: the losses and the steps that differ most often.
+_DEFAULT_STEPS = {"pgd": 20, "ifgsm": 10, "mim": 10, "apgd": 100, "square": 5000, "fab": 100}
+_WITH_LOSS = ("pgd", "fgsm", "ifgsm", "mim", "apgd")
 
 
 class Member(NamedTuple):
@@ -16,14 +21,20 @@ class Member(NamedTuple):
     label: str
     settings: dict[str, Any]
 
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms that the attack knows; it runs at no radius of another."""
+        return norms_of(self.settings["name"])
+
     def build(self, norm: str) -> attacks.Attack:
         """The attack, with radius 0: the radius is given at the call."""
         return attacks.from_config({**self.settings, "norm": norm, "epsilon": 0.0})
 
 
 def texts(value: str) -> tuple[str, ...]:
-    """The attacks of one text with commas."""
-    return tuple(part.strip() for part in value.split(",") if part.strip())
+    """The attacks of one text with commas; those inside brackets part nothing: "pgd:temperatures=[0.1,1]"."""
+    parts = re.split(r",(?![^\[(]*[\])])", value)
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def parse_all(attack_texts: Iterable[str], *, binary: bool = False, where: str = "eval.attacks") -> list[Member]:
@@ -68,16 +79,16 @@ def parse(text: str, *, binary: bool = False, where: str = "eval.attacks") -> Me
         settings[field] = _value(value)
     for given in ("norm", "epsilon"):
         if given in settings:
-            raise ValueError(f"{where}: {text!r} sets {given}; the radii of both norms are fields of the config")
-    if name in ("pgd", "fgsm", "ifgsm"):
+            raise ValueError(f"{where}: {text!r} sets {given}; the radii of each norm are fields of the config")
+    if name in _WITH_LOSS:
         settings.setdefault("loss", "ce")
-        if binary:
-            settings["loss"] = _BINARY_LOSSES.get(settings["loss"], settings["loss"])
-    if name in ("pgd", "ifgsm"):
-        settings.setdefault("num_steps", 20 if name == "pgd" else 10)
-    member = Member(_label(settings), settings)
+    if binary and "loss" in settings:
+        settings["loss"] = _BINARY_LOSSES.get(settings["loss"], settings["loss"])
+    if name in _DEFAULT_STEPS:
+        settings.setdefault("num_steps", _DEFAULT_STEPS[name])
     try:
-        member.build("linf")
+        member = Member(_label(settings), settings)
+        member.build(member.norms[0] if name in ATTACKS else "linf")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {text!r}: {error}") from error
     return member
@@ -90,16 +101,21 @@ def _value(text: str) -> Any:
         return text
 
 
-_SHOWN = ("name", "num_steps", "loss", "restarts", "temperature")
+_SHOWN = ("name", "version", "num_steps", "loss", *COMPOSED)
 
 
 def _label(settings: dict[str, Any]) -> str:
     if settings["name"] == "noise":
         return f"{settings.get('distribution', 'uniform')}-noise"
     parts = [settings["name"]]
-    parts += [str(settings[field]) for field in ("num_steps", "loss") if field in settings]
+    parts += [str(settings[field]) for field in ("version", "num_steps", "loss") if field in settings]
+    parts += [f"t{settings['targets']}"] if "targets" in settings else []
     parts += [f"x{settings['restarts']}"] if settings.get("restarts", 1) != 1 else []
     parts += [f"T{settings['temperature']}"] if "temperature" in settings else []
+    if "temperatures" in settings:
+        parts.append("T" + "|".join(f"{value:g}" for value in settings["temperatures"]))
+    parts += [f"rounded{settings['rounded']}"] if "rounded" in settings else []
+    parts += ["until-success"] if settings.get("until_success") else []
     return "-".join(parts)
 
 

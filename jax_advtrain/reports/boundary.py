@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection, PatchCollection
 from matplotlib.colors import ListedColormap
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Rectangle, RegularPolygon
 
 from jax_advtrain.reports import style
 
@@ -42,7 +42,7 @@ def decision_regions(
         probabilities; `plane`'s positions in their order); optionally "accuracy" (clean), "robust_accuracy", and
         "margins": (N,) per sample or one number (a fixed radius), pixel units.
       points: float (N, 2) in [0,1]. labels: int (N,).
-      norm: margins are circles in "l2", squares in "linf".
+      norm: margins are circles in "l2", squares in "linf", diamonds in "l1".
       shown_margins: of how many samples at most the margins are drawn, evenly spread over the array.
 
     Raises:
@@ -71,7 +71,7 @@ def decision_regions(
     grid[0, 0].set_ylabel("feature 2 (pixel units, [0,1])", fontsize=9)
     told = [title] if title else []
     if any(panel.get("margins") is not None for panel in panels):
-        shape = "circles" if norm == "l2" else "squares"
+        shape = {"l2": "circles", "l1": "diamonds"}.get(norm, "squares")
         some = f", {shown_margins} of {len(points)} samples" if len(points) > shown_margins else ""
         told.append(f"{shape}: {style.NORM_NAMES.get(norm, norm)} margin or training radius{some}")
     figure.suptitle("\n".join(told), fontsize=9, x=0.01, ha="left", color=style.BLACK)
@@ -106,6 +106,9 @@ def _margins(axes: Axes, points, labels, margins, norm: str, shown: int) -> None
             EllipseCollection(width, width, np.zeros(len(chosen)), units="xy", offsets=points[chosen],
                               transOffset=axes.transData, edgecolor=colours, **look)
         )  # fmt: skip
+    elif norm == "l1":
+        diamonds = [RegularPolygon(tuple(p), 4, radius=w / 2) for p, w in zip(points[chosen], width, strict=True)]
+        axes.add_collection(PatchCollection(diamonds, edgecolor=colours, **look))
     else:
         squares = [Rectangle(tuple(p - w / 2), w, w) for p, w in zip(points[chosen], width, strict=True)]
         axes.add_collection(PatchCollection(squares, edgecolor=colours, **look))

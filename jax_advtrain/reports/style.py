@@ -21,7 +21,7 @@ SKY, PINK, YELLOW, BLACK = "#56B4E9", "#CC79A7", "#F0E442", "#222222"
 GREY = "#8C8C8C"
 DENSITY = "Blues"  # white = none; one hue, so that lightness alone tells, the same to all eyes
 DPI = 120
-NORM_NAMES = {"linf": "L-inf", "l2": "L2"}
+NORM_NAMES = {"linf": "L-inf", "l2": "L2", "l1": "L1"}
 
 
 def radius_label(norm: str, what: str = "epsilon") -> str:

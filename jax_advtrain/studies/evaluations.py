@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jax_advtrain import config as configs
+from jax_advtrain.attacks.norms import NORMS
 from jax_advtrain.data import Dataset, to_unit
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import evaluate as evaluation
@@ -24,7 +25,7 @@ from jax_advtrain.training.state import TrainState
 _SETTINGS_NAME = "settings.json"
 _CURVE_NAME, _GALLERY_NAME = "accuracy_vs_radius.png", "images.png"
 # What of config.eval decides the numbers; batch size and figures do not.
-_DECISIVE = ("split", "attacks", "epsilons_linf", "epsilons_l2", "num_samples")
+_DECISIVE = ("split", "attacks", "epsilons_linf", "epsilons_l2", "epsilons_l1", "num_samples")
 
 
 def evaluate_run(config: Any, folder: Path | str, display: Display | None = None) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _measure(config: Any, display: Display, experiment: Experiment, state: Train
             experiment.logits_fn(state),
             data,
             experiments.members(experiment, suite.texts(config.eval.attacks)),
-            {norm: tuple(config.eval[f"epsilons_{norm}"]) for norm in ("linf", "l2")},
+            {norm: tuple(config.eval[f"epsilons_{norm}"]) for norm in NORMS},
             experiment.mesh,
             split=config.eval.split,
             seed=config.seed,

@@ -213,11 +213,11 @@ def _monitored(experiment: Experiment, config: Any, state: TrainState) -> dict[s
 
 
 def monitored_radius(config: Any) -> tuple[str, float]:
-    """Norm and radius of the monitor: as given, else the defense's, else the middle one of the evaluation's."""
+    """Norm and radius of the monitor: as given, else the defense's, the evaluation's middle one, or the ceiling."""
     defense = config.defense
     norm = config.monitor.norm or defense.get("norm", "linf")
     evaluated = tuple(config.eval[f"epsilons_{norm}"])
-    middle = evaluated[len(evaluated) // 2] if evaluated else 0.1
+    middle = evaluated[len(evaluated) // 2] if evaluated else defense.get("eps_max", 0.1)
     return norm, float(config.monitor.epsilon or defense.get("epsilon") or middle)
 
 

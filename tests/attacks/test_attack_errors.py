@@ -10,6 +10,7 @@ import pytest
 from toy_problems import SHAPE, keys, pixels, run, smooth_model
 
 from jax_advtrain import attacks
+from jax_advtrain.attacks.mim import mim
 
 IMAGES, LABELS = pixels(4), jnp.array([0, 1, 2, 0])
 PGD = attacks.pgd(epsilon=0.1, num_steps=1, start="clean")
@@ -24,7 +25,23 @@ def one_logit(images):
 
 
 BUILDING = {
-    "norm": (lambda: attacks.pgd(norm="l1", epsilon=0.1), "norm is 'l1'; the norms are linf, l2"),
+    "norm": (lambda: attacks.pgd(norm="l0", epsilon=0.1), "norm is 'l0'; the norms are linf, l2, l1"),
+    "share of another norm": (
+        lambda: attacks.pgd(norm="l2", epsilon=0.1, l1_share=0.1),
+        "l1_share belongs to the norm l1; leave it out with l2",
+    ),
+    "share of nothing": (
+        lambda: attacks.pgd(norm="l1", epsilon=0.1, l1_share=0),
+        "l1_share is 0; give a number above 0 and up to 1",
+    ),
+    "share of NaN": (lambda: attacks.pgd(norm="l1", epsilon=0.1, l1_share=float("nan")), "l1_share is nan; give"),
+    "share in percent": (lambda: attacks.pgd(norm="l1", epsilon=0.1, l1_share=5), "l1_share is 5; give a number"),
+    "decay": (lambda: mim(epsilon=0.1, decay=-1.0), "decay is -1.0; give finite numbers from 0"),
+    "decay NaN": (lambda: mim(epsilon=0.1, decay=float("nan")), "decay is nan; give finite numbers from 0"),
+    "momentum twice": (
+        lambda: mim(epsilon=0.1, optimizer=optax.sgd(1.0)),
+        "mim climbs along its own momentum; give an optimizer to pgd instead",
+    ),
     "loss": (
         lambda: attacks.pgd(epsilon=0.1, loss="hinge"),
         "attack loss 'hinge' is not known; the losses are ce, lm, slm, dlr, bce, lmb",
@@ -89,7 +106,7 @@ BUILDING = {
     ),
     "registry name": (
         lambda: attacks.from_config({"name": "pdg", "epsilon": 0.1}),
-        "attack 'pdg' is not known (did you mean 'pgd'?); valid: pgd, fgsm, ifgsm, noise",
+        "attack 'pdg' is not known (did you mean 'pgd'?); valid: pgd, fgsm, ifgsm, mim, apgd",
     ),
     "no registry name": (lambda: attacks.from_config({"epsilon": 0.1}), "attack None is not known; valid: pgd"),
     "registry field": (
@@ -141,6 +158,10 @@ CALLING = {
     "shape of alpha": (
         lambda: call(attacks.pgd(epsilon=0.1, alpha=jnp.ones((4, 1)))),
         "alpha has shape (4, 1); give a scalar or one a sample: (4,)",
+    ),
+    "shape of decay": (
+        lambda: call(mim(epsilon=0.1, decay=jnp.ones(3))),
+        "decay has shape (3,); give a scalar or one a sample: (4,)",
     ),
     "shape of temperature": (
         lambda: call(attacks.pgd(epsilon=0.1, loss=attacks.with_temperature("ce", jnp.ones(3)))),

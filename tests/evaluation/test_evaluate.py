@@ -187,6 +187,20 @@ def test_one_compilation_for_all_radii_and_checkpoints(data):
     assert one_attack._attack_batch._cache_size() == compiled + 2
 
 
+def test_the_active_set_finds_the_same_and_says_what_it_ran(data, tmp_path):
+    members, epsilons = ["pgd:num_steps=4"], {"linf": [0.05]}
+    whole = evaluate(linear(0), data, members, epsilons, batch_size=16).records
+    settings = dict(batch_size=16, active_set=True, state_folder=tmp_path)
+    found = evaluate(linear(0), data, members, epsilons, **settings)
+    assert [r.correct for r in found.records[:1]] == [r.correct for r in whole[:1]]
+    # What any iterate fools counts, and what is wrong already.
+    assert found.records[1].correct == found.records[2].correct <= whole[2].correct
+    assert 0 < found.records[1].passes < whole[1].passes == 4.5
+    shares = []
+    again = evaluate(linear(0), data, members, epsilons, **settings, progress=lambda what, share: shares.append(share))
+    assert counted(again) == counted(found) and shares == [0.5, 1]  # all of it read from the state files
+
+
 def test_a_plain_function_is_compiled_once_for_all_radii(data):
     one_attack._attack_batch.clear_cache()
     model = Unhashable()

@@ -62,7 +62,7 @@ def test_texts():
         ("pgd:temperature=hot", "temperature is 'hot'"),
         ("noise:temperature=2", "takes no temperature"),
         ("noise:distribution=cauchy", "distribution is 'cauchy'"),
-        ("pgd:norm=l2", "sets norm; the radii of both norms are fields of the config"),
+        ("pgd:norm=l2", "sets norm; the radii of each norm are fields of the config"),
         ("pgd:epsilon=0.1", "sets epsilon"),
         ("", "attack '' is not known"),
     ],

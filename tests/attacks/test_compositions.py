@@ -1,0 +1,455 @@
+"""Attacks made from attacks: what they find, what they spare, and that they fall apart into their parts."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+import composition_matrix as matrix
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+from toy_problems import FEATURES, compiled, keys, lengths, linear, pixels, run, same_bits, smooth_model, two_classes
+
+from jax_advtrain import attacks
+from jax_advtrain.attacks.at_radius import at_radius
+from jax_advtrain.attacks.combine import first_success, stronger
+from jax_advtrain.attacks.compose import restarts, until_success, worst_of
+from jax_advtrain.attacks.eot import eot
+from jax_advtrain.attacks.fab import fab
+from jax_advtrain.attacks.rounded import round_in_ball, rounded
+from jax_advtrain.attacks.stepwise import fold_in, parts
+from jax_advtrain.attacks.targeting import ranked_target, targeted_at
+from jax_advtrain.attacks.temperature import temperature_sweep, winners_by_class
+
+BATCH, CLASSES = 16, 4
+LABELS = np.arange(BATCH) % CLASSES
+FEW = ("until_success(worst_of)", "temperature_sweep(rounded)", "restarts(at_radius)")
+
+
+def script(*pairs):
+    """The composition matrix in a process with 8 forced devices, started at once."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(matrix.__file__)), *pairs],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eight_devices():
+    process = script(*FEW)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def pgd(**settings):
+    return attacks.pgd(**{"epsilon": 0.15, "num_steps": 2} | settings)
+
+
+def model(scale=2.0):
+    return smooth_model(scale=scale, classes=CLASSES)
+
+
+def right_labels(logits_fn, images):
+    return np.asarray(jnp.argmax(logits_fn(jnp.asarray(images)), axis=1), np.int32)
+
+
+@jax.jit
+def folded(key, path):
+    return jax.lax.fori_loop(0, len(path), lambda i, key: fold_in(key, path[i]), key)
+
+
+def by_hand(attack, key, logits_fn, images, labels, num_classes, *, stops=False):
+    """The result of an attack from its parts, run one by one."""
+    best = None
+    for part in parts(attack, num_classes):
+        found = run(part.attack, folded(key, np.array(part.path, np.int32)), logits_fn, images, labels)
+        found = found._replace(winner=np.full_like(found.winner, part.winner))
+        best = found if best is None else (first_success if stops else stronger)(best, found)
+    return best
+
+
+COMPOSED = {
+    "targets of restarts": targeted_at(restarts(pgd(), 2), 2),
+    "temperatures": temperature_sweep(worst_of(pgd(loss="slm"), pgd()), [1.0, 0.1]),
+    "until success": until_success(restarts(targeted_at(pgd()), 2)),
+    "rounded": rounded(restarts(pgd(norm="l2", epsilon=0.3), 3)),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_the_parts_run_by_hand_are_the_run(name):
+    attack, images, logits_fn = COMPOSED[name], pixels(BATCH), model()
+    labels = right_labels(logits_fn, images)
+    whole = run(attack, keys(BATCH), logits_fn, images, labels)
+    by_parts = by_hand(attack, keys(BATCH), logits_fn, images, labels, CLASSES, stops=name == "until success")
+    for field, one, other in zip(whole._fields, whole, by_parts, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5, err_msg=field)
+    assert 0 < np.sum(whole.is_right) < BATCH and len(set(whole.winner)) > 1
+
+
+def test_a_composed_result_is_independent_of_batch_and_order():
+    attack, images, logits_fn = COMPOSED["targets of restarts"], pixels(BATCH), model()
+    labels, order = right_labels(logits_fn, images), np.random.default_rng(0).permutation(BATCH)
+    whole = run(attack, keys(BATCH), logits_fn, images, labels)
+    permuted = run(attack, keys(BATCH)[order], logits_fn, images[order], labels[order])
+    for one, other in zip(whole, permuted, strict=True):
+        np.testing.assert_allclose(one[order], other, atol=1e-5)
+
+
+def test_targets_are_the_largest_logits_beside_the_label():
+    logits = np.array([[3.0, 1.0, 2.0, 2.0], [0.0, -np.inf, -np.inf, 5.0], [-np.inf, 1.0, 0.0, -1.0]], np.float32)
+    labels = np.array([0, 1, 0], np.int32)
+    ranked = np.stack([ranked_target(logits, labels, rank) for rank in range(3)], axis=1)
+    np.testing.assert_array_equal(ranked, [[2, 3, 1], [3, 0, 2], [1, 2, 3]])
+    # Of one logit, and of dense labels with a class axis behind.
+    np.testing.assert_array_equal(ranked_target(jnp.array([0.3, -1.0]), np.array([0, 1], np.int32), 0), [1, 0])
+    dense = np.random.default_rng(0).normal(size=(2, 3, 3, 4))
+    flat = ranked_target(dense.reshape(18, 4), np.arange(18, dtype=np.int32) % 4, 1)
+    np.testing.assert_array_equal(
+        ranked_target(dense, (np.arange(18, dtype=np.int32) % 4).reshape(2, 3, 3), 1), np.reshape(flat, (2, 3, 3))
+    )
+
+
+def test_targeted_at_finds_the_one_class_within_reach():
+    # Class j has the logit of pixel j: from class 0 each sample can reach the one class whose pixel is raised, although
+    # another one has the larger logit where the loss looks no further than the first target.
+    logits_fn = jax.tree_util.Partial(linear, (jnp.eye(FEATURES, 4), jnp.array([0.0, 0.0, 0.0, 0.04])))
+    flat = np.full((3, FEATURES), 0.5, np.float32)
+    flat[:, 0], flat[:, 3] = 0.6, 1.0
+    flat[np.arange(3), [1, 2, 1]] += 0.05
+    images, labels = flat.reshape(3, 3, 2, 1), np.full(3, 3, np.int32)
+    # Pixel 3 stands at 1 and class 3 is ahead by 0.44 of class 0, by 0.49 of the raised one.
+    attack = pgd(epsilon=0.23, num_steps=4, start="clean", loss="lm")
+    found = run(targeted_at(attack), keys(3), logits_fn, images, labels)
+    assert not np.any(found.is_right)
+    np.testing.assert_array_equal(found.winner, 0)
+    below = run(targeted_at(attack), keys(3), logits_fn, images, labels, epsilon=0.219)
+    assert np.all(below.is_right) and np.all(below.hits == 0)
+
+
+@pytest.mark.parametrize("one_logit", [False, True])
+def test_targeted_at_on_two_classes_has_one_target(one_logit):
+    logits_fn, images, labels, distances = two_classes()
+    attack = targeted_at(pgd(epsilon=0.0, num_steps=10, loss="bce" if one_logit else "ce", start="clean"), 9)
+    if one_logit:
+        matrix_, bias = logits_fn.args[0]
+        weights = (matrix_[:, 1:] - matrix_[:, :1], bias[1:] - bias[:1])
+        logits_fn = jax.tree_util.Partial(lambda weights, images: linear(weights, images)[:, 0], weights)
+    assert len(parts(attack, 2)) == 1
+    below = run(attack, keys(8), logits_fn, images, labels, epsilon=0.999 * distances["linf"])
+    above = run(attack, keys(8), logits_fn, images, labels, epsilon=1.001 * distances["linf"])
+    assert np.all(below.is_right) and not np.any(above.is_right)
+
+
+def test_one_compilation_serves_all_ranks_and_temperatures():
+    for attack in (targeted_at(pgd(), 3), temperature_sweep(pgd(), [1.0, 0.3, 0.1])):
+        runs = parts(attack, CLASSES)
+        assert len(runs) == 3
+        assert len({jax.tree.structure(part.attack) for part in runs}) == 1
+        shapes = {tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(p.attack)) for p in runs}
+        assert len(shapes) == 1
+    images, logits_fn = pixels(BATCH), model()
+    sweep = temperature_sweep(pgd(), [1.0, 0.1])
+    run(sweep, keys(BATCH), logits_fn, images, LABELS)
+    before = compiled._cache_size()
+    run(dataclasses.replace(sweep, temperatures=np.array([0.7, 0.2])), keys(BATCH), logits_fn, images, LABELS)
+    assert compiled._cache_size() == before
+
+
+def test_memory_and_program_do_not_grow_with_the_number_of_runs():
+    images = jnp.zeros((64, 28, 28, 1))
+    weights = (jnp.ones((28 * 28, 8)), jnp.ones((8, 30)))
+    logits_fn = jax.tree_util.Partial(lambda w, x: jnp.tanh(x.reshape(len(x), -1) @ w[0]) @ w[1], weights)
+    sizes = []
+    for count in (2, 20):
+        program = compiled.lower(
+            targeted_at(pgd(start="clean"), count), jax.random.key(0), logits_fn, images, np.zeros(64, np.int32)
+        ).compile()
+        sizes.append((program.memory_analysis().temp_size_in_bytes, len(program.as_text())))
+    assert sizes[0][0] > images.nbytes
+    assert abs(sizes[0][0] - sizes[1][0]) < 1000 and abs(sizes[0][1] - sizes[1][1]) < 100, sizes
+
+
+def counting(calls):
+    logits_fn, images, labels, distances = two_classes()
+
+    def counted(weights, images):
+        jax.debug.callback(lambda: calls.append(1))
+        return linear(weights, images)
+
+    return jax.tree_util.Partial(counted, *logits_fn.args), images, labels, distances["linf"]
+
+
+def test_until_success_spares_what_comes_after_it():
+    calls = []
+    logits_fn, images, labels, distance = counting(calls)
+    long = pgd(num_steps=50, start="clean", epsilon=0.0)
+    once = until_success(worst_of(long, restarts(long, 3), targeted_at(long)))
+
+    def found(epsilon):
+        calls.clear()
+        result = run(once, keys(8), logits_fn, images, labels, epsilon=epsilon)
+        jax.effects_barrier()
+        return result, len(calls)
+
+    # The first step of a member does not reach the boundary, but one of the first steps does.
+    fooled, few = found(30 * distance)
+    assert not np.any(fooled.is_right) and np.all(fooled.winner == 0) and few <= 8, few
+    # Nothing is spared as long as one sample is right.
+    stubborn, all_calls = found(np.where(np.arange(8) == 3, 0.9, 30) * distance)
+    np.testing.assert_array_equal(stubborn.is_right, np.arange(8) == 3)
+    assert all_calls == once.passes - 5 * 50  # a step's forward and backward pass are one call
+    # Samples that the first member fooled were counted in no other, and no longer than until they were fooled.
+    np.testing.assert_array_equal(stubborn.hits, np.where(np.arange(8) == 3, 0, fooled.hits))
+
+
+def test_until_success_finds_every_sample_that_an_iterate_fooled():
+    # Waves, along which the last iterate is often right again.
+    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    logits_fn = jax.tree_util.Partial(lambda w, x: jnp.sin(30 * x.reshape(len(x), -1)) @ w, weights)
+    images = pixels(BATCH)
+    labels = right_labels(logits_fn, images)
+    attack = pgd(epsilon=0.1, num_steps=4, alpha=6.0)
+    attack = worst_of(attack, restarts(attack, 2))
+    plain = run(attack, keys(BATCH), logits_fn, images, labels)
+    stopped = run(until_success(attack), keys(BATCH), logits_fn, images, labels)
+    np.testing.assert_array_equal(stopped.is_right, plain.hits == 0)
+    assert np.any(stopped.is_right != plain.is_right)
+    assert until_success(until_success(attack)).stops_early
+    assert jax.tree.structure(until_success(until_success(attack))) == jax.tree.structure(until_success(attack))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_at_radius_succeeds_exactly_above_the_distance(norm):
+    logits_fn, images, labels, distances = two_classes()
+    attack, true = at_radius(fab(norm=norm, num_steps=10), 0.0), distances[norm]
+    below = run(attack, keys(8), logits_fn, images, labels, epsilon=0.999 * true)
+    above = run(attack, keys(8), logits_fn, images, labels, epsilon=1.01 * true)
+    assert np.all(below.is_right) and same_bits(below.images, images)
+    np.testing.assert_allclose(below.score, attacks.classification_margin(logits_fn(images), labels), atol=1e-6)
+    assert not np.any(above.is_right) and np.all(above.score > 0)
+    assert np.all(lengths(above.images - images, norm) <= 1.01 * true * (1 + 2e-5))
+    # Wrong from the start: at distance 0, even at radius 0; that of the attack itself is the leaf that runs.
+    wrong = run(attack, keys(8), logits_fn, images, 1 - labels)
+    assert same_bits(wrong.images, images) and not np.any(wrong.is_right)
+    half = run(dataclasses.replace(attack, epsilon=np.where(np.arange(8) < 4, 1.5, 0.5) * true), keys(8), logits_fn, images, labels)  # fmt: skip # noqa: E501
+    np.testing.assert_array_equal(half.is_right, np.arange(8) >= 4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+@pytest.mark.parametrize("on_grid", [True, False])
+def test_rounding_stays_in_the_ball_and_near(norm, on_grid):
+    random, levels, batch = np.random.default_rng(0), 255, 40
+    clean = random.uniform(size=(batch, 30))
+    clean = (np.round(clean * levels) / levels if on_grid else clean).astype(np.float32)
+    noise = random.normal(size=clean.shape)
+    # From far below one level to many; whole levels too, and on every second sample few pixels.
+    noise *= (10.0 ** random.uniform(-3, 1, size=(batch, 1)) / levels) * (random.uniform(size=clean.shape) < 0.7)
+    noise[::4] = np.round(noise[::4] * levels) / levels
+    found = np.clip(clean + noise, 0, 1).astype(np.float32)
+
+    def length(perturbation):
+        flat = np.abs(perturbation.astype(np.float64))
+        return {"linf": flat.max(1), "l2": np.sqrt((flat**2).sum(1)), "l1": flat.sum(1), "l0": (flat > 0).sum(1)}[norm]
+
+    epsilon = length(found - clean)
+    images = np.asarray(round_in_ball(found, clean, jnp.asarray(epsilon, jnp.float32), norm, levels))
+    moved = images != clean
+    index = images.astype(np.float64) * levels
+    assert np.all(np.abs(index - np.round(index))[moved] < 1e-4)
+    # Each pixel within one level of what was attacked, on the same side of the clean one, and in the ball.
+    assert np.all(np.abs(images - found) * levels < 1.001)
+    assert np.all((images - clean) * np.sign(found - clean) >= -1e-6)
+    assert np.all(length(images - clean) <= epsilon + 2e-3 / levels * (30 if norm == "l1" else 6))
+    if on_grid:
+        # No pixel could be nearer to what was attacked, alone, without leaving the ball.
+        for way in (np.floor, np.ceil):
+            other = way(np.round(found.astype(np.float64) * levels, 3)) / levels
+            better = np.abs(other - found) < np.abs(images - found) - 1e-3 / levels
+            for row, pixel in zip(*np.nonzero(better), strict=True):
+                changed = images[row : row + 1].copy()
+                changed[0, pixel] = other[row, pixel]
+                if norm in ("linf", "l0"):
+                    assert length(changed - clean[row : row + 1])[0] > epsilon[row] + 1e-6
+    nothing = jnp.zeros(batch)
+    if on_grid:
+        assert same_bits(round_in_ball(clean, clean, nothing, norm, levels), clean)
+    # Rounding a second time changes nothing.
+    again = round_in_ball(images, clean, jnp.asarray(epsilon, jnp.float32), norm, levels)
+    np.testing.assert_allclose(again, images, atol=1e-7)
+
+
+def test_rounding_away_in_l2_spends_the_radius_on_what_gains_most():
+    levels, clean = 10, jnp.full((1, 3), 0.5)
+    found = clean + jnp.array([[0.09, 0.08, 0.07]])
+    # A level each costs 1: of the squared radius 1.94 the first pixel gets one, and no other.
+    radius = jnp.sqrt(jnp.sum(jnp.square(found - clean), axis=1))
+    np.testing.assert_allclose(round_in_ball(found, clean, radius, "l2", levels), [[0.6, 0.5, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(round_in_ball(found, clean, 2 * radius, "l2", levels), [[0.6, 0.6, 0.6]], atol=1e-6)
+
+
+def test_rounded_tells_of_the_rounded_image():
+    logits_fn, images, labels, distances = two_classes()
+    images = (np.round(images * 255) / 255).astype(np.float32)
+    labels = right_labels(logits_fn, images)
+    attack = pgd(epsilon=0.0, num_steps=10, start="clean")
+    epsilon = np.linspace(0.9, 1.6, 8) * distances["linf"]
+    found = run(rounded(attack), keys(8), logits_fn, images, labels, epsilon=epsilon)
+    np.testing.assert_array_equal(found.is_right, attacks.is_right(logits_fn(found.images), labels))
+    np.testing.assert_allclose(found.score, attacks.classification_margin(logits_fn(found.images), labels), atol=1e-5)
+    levels = found.images * 255
+    assert np.abs(levels - np.round(levels)).max() < 1e-4
+    assert np.all(lengths(found.images - images, "linf") <= epsilon * (1 + 1e-5))
+    # Rounding costs: below two levels, only one is left.
+    coarse = run(rounded(attack, 3), keys(8), logits_fn, images * 0 + 1 / 3, labels, epsilon=0.3)
+    assert same_bits(coarse.images, images * 0 + np.float32(1 / 3))
+    nothing = run(rounded(attack), keys(8), logits_fn, images, labels, epsilon=0 * epsilon)
+    assert same_bits(nothing.images, images)
+    assert rounded(attack).passes == attack.passes + 1
+
+
+def test_temperature_one_is_the_attack_bit_for_bit():
+    images, logits_fn = pixels(BATCH), model()
+    attack = pgd(num_steps=10)
+    plain = run(attack, keys(BATCH), logits_fn, images, LABELS)
+    tempered = dataclasses.replace(attack, loss=attacks.with_temperature("ce", 1.0))
+    sweep = temperature_sweep(attack, [1.0])
+    for other in (tempered, sweep):
+        for one, two in zip(plain, run(other, keys(BATCH), logits_fn, images, LABELS), strict=True):
+            assert same_bits(one, two)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_sweep_is_the_strongest_of_its_temperatures_and_counts_who_won(per_class):
+    images, logits_fn, attack = pixels(BATCH, seed=1), model(8.0), pgd(epsilon=0.12, num_steps=4, start="clean")
+    labels = right_labels(logits_fn, images)
+    scale = np.array([1.0, 0.05, 30.0])
+    if per_class:
+        scale = scale[:, None] * np.array([1.0, 0.5, 2.0, 3.0])
+    sweep = temperature_sweep(attack, scale, per_class=per_class)
+    found = run(sweep, keys(BATCH), logits_fn, images, labels)
+    alone = []
+    for temperature in scale:
+        loss = attacks.with_temperature("ce", temperature, per_class=per_class)
+        alone.append(run(dataclasses.replace(attack, loss=loss), keys(BATCH), logits_fn, images, labels))
+    scores = np.stack([result.score for result in alone])
+    np.testing.assert_allclose(found.score, scores.max(axis=0), atol=1e-4)
+    np.testing.assert_array_equal(found.is_right, np.all([result.is_right for result in alone], axis=0))
+    picked = scores[found.winner, np.arange(BATCH)]
+    np.testing.assert_allclose(picked, scores.max(axis=0), atol=1e-4)
+    assert len(set(found.winner)) > 1
+    counts = winners_by_class(found, labels, CLASSES, 3)
+    expected = np.zeros((3, CLASSES), int)
+    for winner, label, right in zip(found.winner, labels, found.is_right, strict=True):
+        expected[winner, label] += not right
+    np.testing.assert_array_equal(counts, expected)
+    assert 0 < expected.sum() < BATCH
+
+
+def test_eot_reaches_every_member_and_averages():
+    weights = model().args[0]
+
+    def noisy(weights, images, key):
+        moved = images + 0.5 * jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(key)
+        return model().func(weights, moved)
+
+    stochastic = attacks.stochastic(jax.tree_util.Partial(noisy, weights))
+    attack = pgd(start="clean", num_steps=1, alpha=1.0)
+    assert eot(attack, 7).eot_passes == 7
+    composed = eot(until_success(worst_of(rounded(restarts(attack, 2)), targeted_at(attack, 2))), 3)
+    assert all("eot_passes=3" in repr(part.attack) for part in parts(composed, CLASSES))
+    assert np.isfinite(run(composed, keys(BATCH), stochastic, pixels(BATCH), LABELS).score).all()
+    # More passes, a better direction: the mean loss of the noisy model after one step.
+    images = np.repeat(pixels(4, low=0.3, high=0.7), 100, axis=0)
+    labels = np.repeat(right_labels(model(), images[::100]), 100)
+
+    def mean_loss(passes):
+        found = run(eot(attack, passes), keys(400), stochastic, images, labels).images
+        return np.mean(attacks.cross_entropy(stochastic.function(found, keys(400, seed=1)), labels))
+
+    assert mean_loss(30) > mean_loss(1) + 0.02
+
+
+def refused(call, *words):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_refusals():
+    attack, images, logits_fn = pgd(), pixels(BATCH), model()
+    for bad in (0, -1, 2.5, True, "2"):
+        refused(lambda bad=bad: restarts(attack, bad), "num_restarts", "whole number")
+        refused(lambda bad=bad: targeted_at(attack, bad), "num_targets", "whole number")
+        refused(lambda bad=bad: eot(attack, bad), "num_passes", "whole number")
+        refused(lambda bad=bad: rounded(attack, bad), "levels", "whole number")
+    for bad in ([], [0.0, 1.0], [-1.0], [np.nan], [[1.0, 2.0]], 1.0, None, "1"):
+        refused(lambda bad=bad: temperature_sweep(attack, bad), "temperature")
+    refused(lambda: temperature_sweep(attack, [1.0], per_class=True), "(num, classes)")
+    refused(lambda: temperature_sweep(pgd(loss=attacks.with_temperature("ce", 2.0)), [1.0]), "a temperature already")
+    for bad in (-0.1, np.nan, "0.3", None):
+        refused(lambda bad=bad: at_radius(fab(), bad), "epsilon")
+    refused(lambda: worst_of(), "at least one")
+    for compose in matrix.OUTER.values():
+        refused(lambda compose=compose: compose("pgd"), "needs an attack, not 'pgd'")
+    single = jax.tree_util.Partial(lambda images: images.reshape(BATCH, -1)[:, :1])
+    refused(lambda: targeted_at(attack).run(keys(BATCH), single, images, LABELS), "one logit a class")
+    refused(
+        lambda: targeted_at(attack).run(keys(BATCH), logits_fn, images, LABELS, targets=LABELS), "leave out targets="
+    )
+    coarse = images.astype(jnp.bfloat16)
+    refused(lambda: rounded(attack).run(keys(BATCH), logits_fn, coarse, LABELS), "bfloat16", "255 levels", "float32")
+
+
+def traced(outer, inner):
+    """Traces a pair in jit, in vmap over models, in shard_map: all three at once."""
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    _, key, images, labels = matrix.problem()
+    attack = matrix.OUTER[outer](matrix.inner_attacks()[inner])
+    everywhere = matrix.spread(matrix.over_models, mesh, PartitionSpec(None, "data"))
+    return jax.eval_shape(everywhere, attack, matrix.two_models(), key, images, labels)
+
+
+def test_every_pair_of_the_matrix_works_or_is_refused():
+    for outer, inner, mark in matrix.pairs():
+        if mark != ".":
+            refused(partial(traced, outer, inner), matrix.REFUSALS[mark])
+        elif inner in ("worst_of", "at_radius") or (outer, inner) == ("restarts", "autoattack"):
+            # The others are traced and compiled by the slow test, some of them on eight devices below.
+            assert traced(outer, inner).images.shape == (2, matrix.BATCH, 3, 2, 1)
+
+
+def test_composed_attacks_under_jit_vmap_and_shard_map_on_eight_devices(eight_devices):
+    output, _ = eight_devices.communicate(timeout=600)
+    assert eight_devices.returncode == 0, output
+    assert output.count("equal: ") == len(FEW), output
+
+
+@pytest.mark.slow
+def test_the_whole_matrix_on_eight_devices():
+    process = script()
+    output, _ = process.communicate(timeout=3600)
+    assert process.returncode == 0, output
+    working = [mark for _, _, mark in matrix.pairs() if mark == "."]
+    assert output.count("equal: ") == len(working) > 50, output
+
+
+def test_float64_process_keeps_float32():
+    with jax.enable_x64(True), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack = until_success(worst_of(pgd(), temperature_sweep(targeted_at(rounded(pgd()), 2), [0.5, 1.0])))
+        found = run(attack, keys(BATCH), model(), pixels(BATCH), LABELS)
+    assert (found.images.dtype, found.hits.dtype, found.winner.dtype) == (np.float32, np.int32, np.int32)
