@@ -180,7 +180,7 @@ def on_boundary(
     """Runs an ascent and places its result where the sample's prediction changes (IMA, arXiv 2005.09147).
 
     Args:
-      ascent: a PGD; all its steps run for all samples.
+      ascent: made by pgd, ifgsm or mim; all its steps run for all samples.
       refine_steps: bisections of the segment from inside to outside. Nothing checks that the ends are right and wrong.
       placement: "boundary" returns the last midpoint, never classified; "outside" and "inside" the ends after the last
         bisection; "none" the final iterate, without bisection. (The reference's stop = 1, 2, 3, 0.)
@@ -193,7 +193,7 @@ def on_boundary(
         treats samples one by one (no batch statistics).
 
     Raises:
-      ValueError: an unknown placement, refine_steps < 0, compact beside refine_unhit.
+      ValueError: no such ascent, an unknown placement, refine_steps < 0, compact beside refine_unhit.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -205,6 +205,8 @@ def on_boundary(
       >>> round(found.distance.item(), 3)
       0.25
     """
+    if not isinstance(ascent, PGD):
+        raise ValueError(f"on_boundary needs an ascent made by pgd, ifgsm or mim, not {type(ascent).__name__}")
     if placement not in get_args(Placement):
         raise ValueError(f"placement is {placement!r}; the placements are {', '.join(get_args(Placement))}")
     if isinstance(refine_steps, bool) or not isinstance(refine_steps, int) or refine_steps < 0:

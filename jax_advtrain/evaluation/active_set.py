@@ -68,9 +68,10 @@ def run(
 
 @dataclasses.dataclass
 class _Times:
-    """What was measured of one attack on one model: seconds of a slot's step, of the longest compilation, and for how
-    many slots a device there is a program already."""
+    """What is known of one attack on one model: passes of `init` and of a step, seconds of a slot's step and of the
+    longest compilation, and for how many slots a device there is a program already."""
 
+    costs: tuple[float, float]
     step: float | None = None
     compilation: float = 0.0
     compiled: set[int] = dataclasses.field(default_factory=set)
@@ -95,9 +96,11 @@ class _Slots:
     def work_off(self, queue: np.ndarray, full: int) -> None:
         """Everything; `full` = slots of a device."""
         self.full, self.queue, self.chunk = full, queue, math.ceil(full * CHUNK_SHARE)
-        self.init_cost, self.step_cost = _costs(self.attack, self.logits_fn, self.data)
-        structure = jax.tree.structure((self.attack, self.logits_fn))
-        self.times = _TIMES.setdefault((self.mesh, structure, self.data.image_shape), _Times())
+        key = (self.mesh, jax.tree.structure((self.attack, self.logits_fn)), self.data.image_shape)
+        if key not in _TIMES:
+            _TIMES[key] = _Times(_costs(self.attack, self.logits_fn, self.data))
+        self.times = _TIMES[key]
+        self.init_cost, self.step_cost = self.times.costs
         size = self._fitting(full, len(queue), self.attack.num_steps) or full
         self.positions = np.full((self.mesh.size, size), -1)
         self.finished = np.zeros((self.mesh.size, size), bool)
@@ -148,6 +151,8 @@ class _Slots:
             return True
         if self.times.step is None:  # nothing was compiled yet
             return not self.times.compiled
+        if jax.process_count() > 1:  # each measures its own times, and they must all run the same programs
+            return False
         return (size - fewer) * remaining * self.times.step > COMPILATION_WEIGHT * self.times.compilation
 
     def _most_done(self) -> int:

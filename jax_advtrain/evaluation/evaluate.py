@@ -47,7 +47,7 @@ def evaluate(
     state_folder: str | os.PathLike | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Evaluation:
-    """Runs every member at every radius of every norm, on every sample.
+    """Runs every member at every radius of every norm that it knows, on every sample.
 
     Args:
       logits_fn: any function from images in [0, 1], (B, *image), to logits (B, classes) or (B,), that `jax.jit` can
@@ -65,8 +65,8 @@ def evaluate(
       progress: called with what is running and the share of all samples and attacks done.
 
     Raises:
-      ValueError: no samples, logits that do not fit the classes, an unknown attack, a negative or NaN radius, state
-        files of another evaluation.
+      ValueError: no samples, logits that do not fit the classes, an unknown attack, one that knows none of the norms, a
+        negative or NaN radius, state files of another evaluation.
 
     Example:
       >>> found = evaluate(jax.tree_util.Partial(apply, params), data, ["fgsm", "pgd:loss=lm"], {"linf": [0.1, 0.2]})
@@ -79,7 +79,16 @@ def evaluate(
         check_number(f"a radius of {norm}", list(epsilons[norm]))
     outcomes: list[Outcome] = []
     bad: dict[str, tuple[int, int]] = {}
-    todo = [(norm, epsilon, member) for norm in epsilons for epsilon in epsilons[norm] for member in members]
+    todo = [
+        (norm, epsilon, member)
+        for norm in epsilons
+        for epsilon in epsilons[norm]
+        for member in members
+        if norm in member.norms
+    ]
+    idle = {member.label: member.norms for member in members} if any(epsilons.values()) else {}
+    for label in set(idle) - {member.label for _, _, member in todo}:
+        raise ValueError(f"{label} knows the norms {', '.join(idle[label])}; give radii of one of them")
     total = (len(todo) + 1) * len(data)
     found_clean: Attacked | None = None
 

@@ -113,12 +113,17 @@ def _label(settings: dict[str, Any]) -> str:
     parts += [f"x{settings['restarts']}"] if settings.get("restarts", 1) != 1 else []
     parts += [f"T{settings['temperature']}"] if "temperature" in settings else []
     if "temperatures" in settings:
-        parts.append("T" + "|".join(f"{value:g}" for value in settings["temperatures"]))
+        parts.append("T" + "+".join(str(value) for value in settings["temperatures"]))
     parts += [f"rounded{settings['rounded']}"] if "rounded" in settings else []
     parts += ["until-success"] if settings.get("until_success") else []
-    return "-".join(parts)
+    return _as_label(parts)
 
 
 def _told_apart(member: Member) -> Member:
     hidden = [f"{field}={value}" for field, value in sorted(member.settings.items()) if field not in _SHOWN]
-    return member._replace(label="-".join([member.label, *hidden]))
+    return member._replace(label=_as_label([member.label, *hidden]))
+
+
+def _as_label(parts: Iterable[str]) -> str:
+    """One word of what results.json allows in the name of an attack."""
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "+", "-".join(parts)).strip("+")

@@ -1,10 +1,14 @@
 """The evaluation of a checkpoint in a folder of its own: run, written, drawn, shown; never done twice, never lost."""
 
+import json
 import os
+import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jax_advtrain import config as configs
@@ -114,8 +118,9 @@ def evaluate_state(
             found = results.read_results(twin)
             measured = results.records_of(found), results.read_per_sample(twin), found["model"]["bad_gradients"]
         else:
-            measured = _measure(config, display, experiment, state, data, which)
+            measured = _measure(config, target, settings, display, experiment, state, data, which)
         found = _write(config, target, data, settings, *measured)
+        _forget_states(target)
     _draw(config, target, experiment, state, data, found)
     return found
 
@@ -134,7 +139,19 @@ def _move_aside(target: Path, step: int, display: Display) -> None:
     display.say(f"the earlier evaluation is kept as {aside}")
 
 
-def _measure(config: Any, display: Display, experiment: Experiment, state: TrainState, data: Dataset, which: str):
+def _measure(
+    config: Any,
+    target: Path,
+    settings,
+    display: Display,
+    experiment: Experiment,
+    state: TrainState,
+    data: Dataset,
+    which,
+):
+    # Named by the settings: other ones start anew. Not on several hosts, which may not share the folder.
+    name = f"{_state_prefix(target)}{zlib.crc32(json.dumps(settings, sort_keys=True).encode()):08x}"
+    state_folder = target.with_name(name) if jax.process_count() == 1 else None
     with display.working(f"evaluating the {which} checkpoint on {len(data)} {config.eval.split} samples") as tell:
         return evaluation.evaluate(
             experiment.logits_fn(state),
@@ -145,8 +162,20 @@ def _measure(config: Any, display: Display, experiment: Experiment, state: Train
             split=config.eval.split,
             seed=config.seed,
             batch_size=config.eval.batch_size,
+            state_folder=state_folder,
             progress=tell,
         )
+
+
+def _state_prefix(target: Path) -> str:
+    return f".{target.name}.state-"
+
+
+def _forget_states(target: Path) -> None:
+    """Removes what interrupted evaluations into this folder had found so far."""
+    if workdir.is_writer():
+        for folder in target.parent.glob(f"{_state_prefix(target)}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(config: Any, target: Path, data: Dataset, settings, records, per_sample, bad_gradients) -> dict[str, Any]:

@@ -344,6 +344,7 @@ few = hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
 radii = st.lists(st.sampled_from([0.0, 1e-6, 0.01, 8 / 255, 0.3, 1.0, 5.0]), min_size=BATCH, max_size=BATCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [*((kind, jnp.float32) for kind in KINDS), ("l2", jnp.bfloat16), slowly("l1 large radii", jnp.bfloat16)],
@@ -387,6 +388,7 @@ def result(attack, logits_fn, state):
     return attack.result(logits_fn, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["l2", "l1 large radii"])
 def test_samples_at_different_steps_equal_samples_alone(kind):
     attack = attack_of(kind, epsilon=0.2)
@@ -483,6 +485,7 @@ def test_vmap_over_models_and_radii():
             np.testing.assert_allclose(one[number], other, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["l2", "l1 large radii"])
 def test_shard_map_checks_its_carries(kind):
     attack, images, logits_fn = attack_of(kind), pixels(BATCH), smooth_model()

@@ -84,6 +84,7 @@ def four_classes():
     return logits_fn, images, labels
 
 
+@pytest.mark.slow
 def test_parts_run_by_hand_are_the_run(four_classes):
     logits_fn, images, labels = four_classes
     attack = autoattack(epsilon=0.13, **SHORT)

@@ -180,6 +180,7 @@ def test_samples_of_one_batch_may_stand_at_different_steps():
     np.testing.assert_allclose(attack.result(model, state).images[2], whole.images[-1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_radius_says_when_a_sample_is_finished_and_is_honoured():
     logits_fn, images, labels, distances = near_the_boundary()
     reach = np.where(np.arange(BATCH) % 2, 1.02, 0.98) * distances["l2"]
@@ -210,6 +211,7 @@ def test_a_given_start_is_where_every_round_begins():
     np.testing.assert_allclose(lengths(found.images - images, "l2"), expected, rtol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
 @hypothesis.given(seed=st.integers(0, 2**31 - 1))
@@ -276,6 +278,7 @@ def test_distances_are_no_larger_than_those_of_a_boundary_search_and_near_those_
     assert distance.mean() <= lengths(fast.images - images, "l2")[both].mean() * 1.02
 
 
+@pytest.mark.slow
 def test_vmap_jit_and_no_retrace_on_new_values():
     images, labels = pixels(BATCH), np.arange(BATCH) % 3
     radii = jnp.array([0.1, 0.5])
@@ -298,6 +301,7 @@ def test_vmap_jit_and_no_retrace_on_new_values():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [None, pixels(BATCH, seed=3)], ids=["clean", "given"])
 def test_shard_map_equals_without(start):
     images, labels = pixels(BATCH), np.arange(BATCH) % 3

@@ -87,6 +87,7 @@ COMPOSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPOSED)
 def test_the_parts_run_by_hand_are_the_run(name):
     attack, images, logits_fn = COMPOSED[name], pixels(BATCH), model()
@@ -121,6 +122,7 @@ def test_targets_are_the_largest_logits_beside_the_label():
     )
 
 
+@pytest.mark.slow
 def test_targeted_at_finds_the_one_class_within_reach():
     # Class j has the logit of pixel j: from class 0 each sample can reach the one class whose pixel is raised, although
     # another one has the larger logit where the loss looks no further than the first target.
@@ -167,6 +169,7 @@ def test_one_compilation_serves_all_ranks_and_temperatures():
     assert compiled._cache_size() == before
 
 
+@pytest.mark.slow
 def test_memory_and_program_do_not_grow_with_the_number_of_runs():
     images = jnp.zeros((64, 28, 28, 1))
     weights = (jnp.ones((28 * 28, 8)), jnp.ones((8, 30)))
@@ -230,6 +233,7 @@ def test_until_success_finds_every_sample_that_an_iterate_fooled():
     assert jax.tree.structure(until_success(until_success(attack))) == jax.tree.structure(until_success(attack))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_at_radius_succeeds_exactly_above_the_distance(norm):
     logits_fn, images, labels, distances = two_classes()
@@ -357,6 +361,7 @@ def test_a_sweep_is_the_strongest_of_its_temperatures_and_counts_who_won(per_cla
     assert 0 < expected.sum() < BATCH
 
 
+@pytest.mark.slow
 def test_eot_reaches_every_member_and_averages():
     weights = model().args[0]
 
@@ -447,6 +452,7 @@ def test_the_whole_matrix_on_eight_devices():
     assert output.count("equal: ") == len(working) > 50, output
 
 
+@pytest.mark.slow
 def test_float64_process_keeps_float32():
     with jax.enable_x64(True), warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -60,6 +60,7 @@ def test_targets_lead_to_their_boundaries_and_any_misclassification_on_the_way_c
     assert np.any(length > 1.01 * nearest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_box_binds(norm):
     logits_fn, _, _, _ = two_classes()
@@ -102,6 +103,7 @@ def test_curved_boundaries_are_found_nearer_than_pgd_finds_them():
     np.testing.assert_array_equal(tried.is_right[length > 0], True)
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch_and_an_interrupted_run_is_the_same():
     images, labels = smooth_problem()
     attack = attack_of("l2", epsilon=0.5, start="random")
@@ -192,6 +194,7 @@ def test_bfloat16_images():
     np.testing.assert_allclose(length, distances["l2"], atol=0.02)
 
 
+@pytest.mark.slow
 def test_new_numbers_do_not_compile_again_and_jit_changes_nothing():
     traces = []
 
@@ -210,6 +213,7 @@ def test_new_numbers_do_not_compile_again_and_jit_changes_nothing():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_over_models_and_shard_map():
     images, labels = smooth_problem()
     attack = attack_of("linf")

@@ -139,6 +139,7 @@ def kinked(parameters, images):
     return jnp.stack([jnp.full_like(along, level), hidden @ jnp.array([1.0, 1.0, 9.0, 9.0])], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS[:3])
 def test_the_nearer_of_two_boundaries_of_a_piecewise_linear_network(norm):
     # By the slope at the clean image it is 1.5 - |u x|, in truth 0.3 + 1.2 / 10 - |u x|: the estimate is far off.
@@ -161,6 +162,7 @@ def test_the_nearer_of_two_boundaries_of_a_piecewise_linear_network(norm):
     assert np.all(distance >= true * (1 - 1e-4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "l0"])
 def test_targets_are_reached_at_their_distance_and_labels_stay_the_truth(norm):
     # Class j has the logit of pixel j alone.
@@ -180,6 +182,7 @@ def test_targets_are_reached_at_their_distance_and_labels_stay_the_truth(norm):
     assert same_bits(found.images[targets == truth], images[targets == truth])
 
 
+@pytest.mark.slow
 @few
 @hypothesis.given(seed=seeds)
 @pytest.mark.parametrize(("norm", "order"), [("linf", 1), ("l2", 2), ("l1", np.inf)])
@@ -222,6 +225,7 @@ def stepped(attack, logits_fn, state):
     return attack.step(logits_fn, state)
 
 
+@pytest.mark.slow
 def test_a_radius_says_when_a_sample_is_finished_and_is_honoured():
     logits_fn, images, labels, distances = two_classes()
     reach = np.where(np.arange(BATCH) % 2, 1.02, 0.98) * distances["l2"]
@@ -261,6 +265,7 @@ def test_a_given_start_is_where_the_search_begins():
     np.testing.assert_allclose(lengths(found.images, images, "l2"), expected, rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "dtype"), [(norm, jnp.float32) for norm in NORMS] + [("l2", jnp.bfloat16), ("l1", jnp.bfloat16)]
 )
@@ -361,6 +366,7 @@ def test_distances_are_no_larger_than_those_of_a_boundary_search():
         assert distance.mean() <= boundary.distance[both].mean()
 
 
+@pytest.mark.slow
 def test_vmap_over_radii_and_models_and_no_retrace_on_new_values():
     images, labels = pixels(BATCH), np.arange(BATCH) % 3
     models = [smooth_model(seed) for seed in range(2)]
@@ -385,6 +391,7 @@ def test_vmap_over_radii_and_models_and_no_retrace_on_new_values():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "start"), [("l1", None), ("l0", pixels(BATCH, seed=3))])
 def test_shard_map_equals_without(norm, start):
     images, labels, attack = pixels(BATCH), np.arange(BATCH) % 3, fmn(norm=norm, num_steps=3)

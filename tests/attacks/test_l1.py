@@ -218,6 +218,7 @@ def test_pgd_finds_the_way_around_the_ends_of_the_box():
         np.testing.assert_array_equal(found.is_right, right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @few
 @hypothesis.given(seed=seeds, radius=radii)
@@ -237,6 +238,7 @@ def test_results_stay_in_each_samples_ball_and_in_the_box(dtype, seed, radius):
     assert np.all(moved[np.array(radius) >= 0.01] > 0)
 
 
+@pytest.mark.slow
 def test_a_samples_result_does_not_depend_on_its_batch_or_its_place():
     images, key, order = pixels(BATCH), keys(BATCH), np.array([3, 5, 0])
     attack = attacks.restarts(attacks.pgd(norm="l1", epsilon=0.5, num_steps=3, l1_share=0.3), 2)
@@ -265,6 +267,7 @@ def test_jit_changes_nothing_and_new_numbers_do_not_compile_again():
     np.testing.assert_allclose(attack(keys(BATCH), model, images, LABELS), found[0].images, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_over_radii_and_shard_map_equal_separate_runs():
     attack = attacks.pgd(norm="l1", epsilon=0.3, num_steps=3, l1_share=0.3)
     images, key, logits_fn = pixels(BATCH), keys(BATCH), smooth_model()
@@ -290,6 +293,7 @@ def test_vmap_over_radii_and_shard_map_equal_separate_runs():
         np.testing.assert_allclose(spread(one, key, images, LABELS).images, alone.images, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attacks_made_of_the_ascent_work_in_l1_too():
     logits_fn, images, labels, _ = two_classes()
     true = distances(logits_fn, images)

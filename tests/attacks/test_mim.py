@@ -139,6 +139,7 @@ def test_gradients_that_are_zero_tiny_huge_or_broken_do_no_harm():
         np.testing.assert_array_equal(bad.nonfinite_gradients, [0, 0, 0, 0, 4, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_results_stay_in_each_samples_ball_and_in_the_box(norm, dtype):
@@ -154,6 +155,7 @@ def test_results_stay_in_each_samples_ball_and_in_the_box(norm, dtype):
         assert same_bits(found.images[epsilon == 0], images[epsilon == 0])
 
 
+@pytest.mark.slow
 def test_targets_rest_at_success_and_a_stochastic_model():
     logits_fn, images = smooth_model(scale=3.0), pixels(BATCH, low=0.3, high=0.7)
     targets = (LABELS + 1) % 3
@@ -186,6 +188,7 @@ def test_targets_rest_at_success_and_a_stochastic_model():
     assert np.abs(of_noise(3.0).images - of_noise(3.0, seed=1).images).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_batches_vmap_shard_map_and_composition():
     attack = attacks.restarts(mim(norm="l2", epsilon=0.3, num_steps=3, start="random"), 2)
     images, key, logits_fn = pixels(BATCH), keys(BATCH), smooth_model()

@@ -1,8 +1,12 @@
 """Attacks from short texts: their labels, their settings, and what is refused."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
-from jax_advtrain.evaluation import suite
+from jax_advtrain.evaluation import results, suite
 
 
 @pytest.mark.parametrize(
@@ -16,10 +20,19 @@ from jax_advtrain.evaluation import suite
         ("pgd:restarts=1", "pgd-20-ce"),
         ("noise", "uniform-noise"),
         ("noise:distribution=gaussian", "gaussian-noise"),
+        ("apgd:loss=dlr:targets=9", "apgd-100-dlr-t9"),
+        ("fab:targets=all:num_steps=20", "fab-20-tall"),
+        ("autoattack", "autoattack"),
+        ("autoattack:version=plus", "autoattack-plus"),
+        ("pgd:temperatures=[1, 0.2]", "pgd-20-ce-T1+0.2"),
+        ("carlini_wagner", "carlini_wagner"),
+        ("square:rounded=255:until_success=True", "square-5000-rounded255-until-success"),
     ],
 )
 def test_labels(text, label):
     assert suite.parse(text).label == label
+    schema = json.loads(Path(results.__file__).with_name("results.schema.json").read_text())
+    assert re.fullmatch(schema["$defs"]["record"]["properties"]["attack"]["pattern"], label)
 
 
 def test_the_attack_is_what_the_text_says():
@@ -42,6 +55,16 @@ def test_attacks_that_differ_in_hidden_settings_only_are_told_apart():
 def test_texts():
     assert suite.texts(" fgsm,pgd:num_steps=3 ,, ") == ("fgsm", "pgd:num_steps=3")
     assert suite.texts("") == ()
+    assert suite.texts("pgd:temperatures=[1, 0.2], fgsm") == ("pgd:temperatures=[1, 0.2]", "fgsm")
+
+
+def test_attacks_know_their_norms():
+    assert suite.parse("carlini_wagner").norms == ("l2",)
+    assert suite.parse("deepfool").norms == ("linf", "l2")
+    assert suite.parse("autoattack").norms == ("linf", "l2", "l1")
+    for text in ("fmn", "apgd", "square", "fab:targets=3"):
+        member = suite.parse(text)
+        assert all(member.build(norm).passes > 0 for norm in member.norms)
 
 
 @pytest.mark.parametrize(
