@@ -110,6 +110,7 @@ def test_parts_run_by_hand_are_the_run(four_classes):
         np.testing.assert_allclose(one[order], other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_classes_and_one_logit_find_the_boundary_alike():
     logits_fn, images, labels, distances = two_classes()
     matrix, bias = logits_fn.args[0]

@@ -86,7 +86,9 @@ def assert_same(found, wanted):
             np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "composed" else []) for n in ATTACKS]
+)
 def test_verdicts_are_those_of_whole_batches(data, name):
     attack, is_single = ATTACKS[name]
     clean = attacked(None, data, epsilon=0.0)

@@ -87,6 +87,7 @@ def names(findings) -> list[str]:
     return [finding.name for finding in findings]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FINDINGS if name != "stochastic"])
 def test_each_finding_is_made_where_it_is_due(samples, name):
     findings = check_model(model(ALSO.get(name, name)), *samples, epsilon=EPSILON)

@@ -117,8 +117,8 @@ def test_refused(linear, data):
     for radii in ((), (0.2, 0.1), (0.1, 0.1), (0.0, 0.1), (-0.1, 0.1), (0.1, float("inf")), (float("nan"),)):
         with pytest.raises(ValueError, match="give rising finite numbers above 0"):
             survey_margins(linear, data, radii)
-    with pytest.raises(ValueError, match="norm is 'l1'"):
-        survey_margins(linear, data, RADII, norm="l1")
+    with pytest.raises(ValueError, match="norm is 'l3'"):
+        survey_margins(linear, data, RADII, norm="l3")
     with pytest.raises(ValueError, match="the model gives 1 logits"):
         survey_margins(lambda points: linear(points)[:, :1], data, RADII)
     nobody = dataclasses.replace(data, images=data.images[:0], labels=data.labels[:0], ids=data.ids[:0])
