@@ -20,6 +20,10 @@ NORMS = ("l2", "linf")
 # Classes looked at where `num_classes` is not given (the paper's number).
 NUM_CLASSES = 10
 
+# Length by which each step is longer than asked, as in the authors' code. Where the box holds pixels back, steps shrink
+# towards the boundary and would stay short of it for good.
+_BEYOND = 1e-4
+
 
 class DeepFoolState(NamedTuple):
     """State of DeepFool; every array leads with the batch axis.
@@ -102,7 +106,7 @@ class DeepFool(Stepwise):
         boundary = nearest_boundary(logits_fn, state.iterate, problem.labels, state.rivals, self.norm)
         step = step_without_box(boundary.normal, boundary.offset, self.norm)
         size = norms.length(step, self.norm)
-        stretch = 1 + _rounding(state.iterate, self.norm) / jnp.where(size > 0, size, 1)
+        stretch = 1 + max(_rounding(state.iterate, self.norm), _BEYOND) / jnp.where(size > 0, size, 1)
         step = step * norms.per_sample((1 + jnp.asarray(self.overshoot, wide)) * stretch, step)
         moved = jnp.clip(state.iterate.astype(wide) + step, 0, 1).astype(state.iterate.dtype)
         moved = select(active, moved, state.iterate)
@@ -206,10 +210,10 @@ def deepfool(
 
     References:
       Moosavi-Dezfooli, Fawzi & Frossard, DeepFool: a simple and accurate method to fool deep neural networks, CVPR
-      2016. As the authors' code, and unlike the paper, the overshoot enters at each step and not once at the end. The
-      code adds 1e-4 to the length of each step, we what rounding may swallow; it knows no box, we clip (steps that
-      are the smallest within the box were tried: they end 12 to 20% farther away on MNIST); and it takes the prediction
-      on the clean image for the truth, where we return the image.
+      2016. As the authors' code, and unlike the paper, the overshoot enters at each step and not once at the end, and
+      1e-4 is added to the length of each step (here more where rounding would swallow that). The code knows no box, we
+      clip (steps that are the smallest within the box were tried: they end 12 to 20% farther away on MNIST); and it
+      takes the prediction on the clean image for the truth, where we return the image.
     """
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}; the norms of deepfool are {', '.join(NORMS)}")
