@@ -3,8 +3,9 @@
 Shapes are static: there are so many slots on each device, and a compiled `segment` steps all of them until it pays to
 stop. Then the host takes finished samples out and puts waiting ones in, a chunk of static size at a time. Under
 `shard_map` each device runs its own loop over its own slots, with no collective inside. Once nothing waits, the slots
-are repacked into fewer ones, as often as the steps that it spares take longer than its compilation; both are measured
-as it runs. That decides on time only: no answer hangs on who shares the batch.
+are repacked into fewer ones, where that spares more time than its compilation takes (counting what it would have spared
+earlier, so that about as much is wasted at most as is compiled). All is measured as it runs, and decides on time only:
+no answer hangs on who shares the batch.
 """
 
 import dataclasses
@@ -69,11 +70,13 @@ def run(
 @dataclasses.dataclass
 class _Times:
     """What is known of one attack on one model: passes of `init` and of a step, seconds of a slot's step and of the
-    longest compilation, and for how many slots a device there is a program already."""
+    longest compilation, seconds spent on empty slots since the last one, and for how many slots a device there is a
+    program already."""
 
     costs: tuple[float, float]
     step: float | None = None
     compilation: float = 0.0
+    regret: float = 0.0
     compiled: set[int] = dataclasses.field(default_factory=set)
 
 
@@ -139,7 +142,9 @@ class _Slots:
             return
         worth = [fewer for fewer in sizes(self.full) if fewer < size and self._pays(size, fewer, remaining)]
         # Of several devices one must not stop because few of its samples are left: others may have more.
-        self._step(floor=max(worth, default=0) if self.mesh.size == 1 else 0)
+        taken = self._step(floor=max(worth, default=0) if self.mesh.size == 1 else 0)
+        fits = min(fewer for fewer in sizes(self.full) if alive.sum() <= fewer * self.mesh.size)
+        self.times.regret += (size - fits) * taken * (self.times.step or 0.0)
 
     def _fitting(self, size: int, count: int, remaining: int) -> int | None:
         """The fewest slots a device that hold so many samples, of those that it pays to go over to."""
@@ -153,12 +158,13 @@ class _Slots:
             return not self.times.compiled
         if jax.process_count() > 1:  # each measures its own times, and they must all run the same programs
             return False
-        return (size - fewer) * remaining * self.times.step > COMPILATION_WEIGHT * self.times.compilation
+        spared = (size - fewer) * remaining * self.times.step
+        return spared + self.times.regret > COMPILATION_WEIGHT * self.times.compilation
 
     def _most_done(self) -> int:
         return int(((self.positions >= 0) & self.finished).sum(axis=1).max())
 
-    def _step(self, *, enough: int = _NEVER, patience: int = _NEVER, floor: int = 0) -> None:
+    def _step(self, *, enough: int = _NEVER, patience: int = _NEVER, floor: int = 0) -> int:
         size = self.positions.shape[1]
         is_new = size not in self.times.compiled
         limit = _NEVER if self.mesh.size == 1 else STEPS_TOGETHER
@@ -175,11 +181,13 @@ class _Slots:
         self.work = self.work.plus(
             self.step_cost * int(taken.max()) * self.positions.size, self.step_cost * int(needed.sum())
         )
+        return int(taken.max())
 
     def _time(self, size: int, taken: int, seconds: float) -> None:
         times = self.times
         if size not in times.compiled:
             times.compiled.add(size)
+            times.regret = 0.0
             times.compilation = max(times.compilation, seconds)
         elif taken:
             times.step = min(seconds / (taken * size), times.step or np.inf)
