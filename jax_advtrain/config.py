@@ -43,7 +43,8 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
       eval: after_training = which checkpoints are evaluated at the end, each in the folder of its name; checkpoint =
         which one --mode=evaluate takes, name = its folder ("" = that of the checkpoint); split; attacks, texts such as
         "pgd:num_steps=100:loss=lm:restarts=5"; radii of each norm; num_samples (None = all), from the front;
-        batch_size; figures = images in the gallery.
+        batch_size; figures = images in the gallery; check_samples = on how many samples `check_model` looks for
+        signs that the attacks fail on this model, at the monitor's norm and radius (0 = not; it costs time).
       margins: of --mode=margins: norm, rising radii, num_steps, split, num_samples.
     """
     return ml_collections.ConfigDict(_settable(_defaults(defense, model)))
@@ -102,6 +103,7 @@ def _defaults(defense: str, model: str) -> dict[str, Any]:
             "num_samples": None,
             "batch_size": 256,
             "figures": 8,
+            "check_samples": 0,
         },
         "margins": {
             "norm": "linf",

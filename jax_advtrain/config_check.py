@@ -18,6 +18,7 @@ from jax_advtrain.evaluation import suite
 from jax_advtrain.evaluation.margin_survey import check_radii
 from jax_advtrain.training import optim
 from jax_advtrain.training.checkpoints import BEST, LAST
+from jax_advtrain.training.monitor import monitored_radius
 
 _WHOLE_NUMBERS = (
     *("epochs", "batch_size", "num_shards", "monitor.every", "monitor.num_samples", "checkpoint.keep"),
@@ -43,8 +44,11 @@ def validate(config: Any, num_devices: int) -> None:
         for name, defense in config.beside.items():
             _beside(config, name, defense)
         optim.build(config.optimizer, steps_per_epoch=1, epochs=config.epochs)
-        for field, text in (("eval.attacks", config.eval.attacks), ("monitor.attacks", config.monitor.attacks)):
-            suite.parse_all(suite.texts(text), where=field)
+        norm, epsilon = monitored_radius(config)
+        radii = {norm: tuple(config.eval[f"epsilons_{norm}"]) for norm in NORMS}
+        for section, epsilons in (("eval", radii), ("monitor", {norm: (epsilon,)})):
+            members = suite.parse_all(suite.texts(config[section].attacks), where=f"{section}.attacks")
+            suite.check_norms(members, epsilons, where=f"{section}.attacks")
         check_radii(tuple(config.margins.radii))
         data.augment.build(tuple(config.data.augment))
     except ValueError as error:
@@ -96,7 +100,8 @@ def _numbers(config: Any, num_devices: int) -> None:
         raise ConfigError(f"seed is {config.seed}; give a whole number below 2**32")
     for name in _WHOLE_NUMBERS:
         _whole(name, _at(config, name), 1)
-    _whole("eval.figures", config.eval.figures, 0)
+    for name in ("eval.figures", "eval.check_samples"):
+        _whole(name, _at(config, name), 0)
     for name in ("eval.num_samples", "margins.num_samples"):
         if _at(config, name) is not None:
             _whole(name, _at(config, name), 1)

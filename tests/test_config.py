@@ -97,6 +97,13 @@ def test_defaults_are_valid(defense, model):
         ({"eval.num_samples": 0}, "eval.num_samples is 0"),
         ({"eval.name": "../up"}, "eval.name is '../up'; give one folder name"),
         ({"eval.attacks": "fgsm, fgsm"}, "eval.attacks holds fgsm-ce twice"),
+        (
+            {"eval.attacks": "carlini_wagner", "eval.epsilons_l2": ()},
+            "eval.attacks: carlini_wagner knows the norms l2; give radii of one of them",
+        ),
+        ({"monitor.attacks": "carlini_wagner"}, "monitor.attacks: carlini_wagner knows the norms l2"),
+        ({"eval.attacks": "pgd:temperatures=[1, -2]"}, "temperatures ranges over [-2, 1]; give finite numbers above 0"),
+        ({"eval.check_samples": -1}, "eval.check_samples is -1; give a whole number from 0"),
         ({"margins.norm": "l3"}, "margins.norm 'l3' is not known"),
         ({"margins.radii": (0.2, 0.1)}, "margins.radii are (0.2, 0.1); give rising finite numbers above 0"),
         ({"margins.radii": ()}, "margins.radii are ()"),

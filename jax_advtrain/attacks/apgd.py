@@ -28,8 +28,10 @@ from jax_advtrain.attacks.protocol import (
     AttackResult,
     LogitsFn,
     Problem,
+    check_count,
     check_number,
     check_per_sample,
+    checked_start,
     make_problem,
     zeros_per_sample,
 )
@@ -64,11 +66,6 @@ class APGDState(NamedTuple):
     hits: Int[Array, "batch"]
     zero_gradients: Int[Array, "batch"]
     nonfinite_gradients: Int[Array, "batch"]
-
-
-def _pick(chosen: Bool[Array, "batch"], new: jax.Array, old: jax.Array) -> jax.Array:
-    """Per sample `new` where chosen, else `old`."""
-    return jnp.where(chosen.reshape(chosen.shape + (1,) * (new.ndim - 1)), new, old)
 
 
 @partial(
@@ -113,12 +110,7 @@ class APGD(Stepwise):
         del logits_fn
         problem = make_problem(key, images, labels, targets, self.epsilon if epsilon is None else epsilon)
         radius = self.stages[0].radius * problem.epsilon
-        if start is not None:
-            if start.shape != images.shape or not jnp.issubdtype(start.dtype, jnp.floating):
-                raise ValueError(f"start is {start.dtype} of shape {start.shape}; give images of shape {images.shape}")
-            perturbation = start.astype(images.dtype) - images
-        else:
-            perturbation = self._noise(problem, radius)
+        perturbation = self._noise(problem, radius) if start is None else checked_start(start, images) - images
         iterate = norms.project(images, perturbation, radius, self.norm)
         # Losses are compared over many steps, which bfloat16 is too coarse for.
         losses_of = zeros_per_sample(images, jnp.promote_types(images.dtype, jnp.float32))
@@ -144,10 +136,7 @@ class APGD(Stepwise):
     def _noise(self, problem: Problem, radius: Float[Array, "batch"]) -> Float[Array, "batch *image"]:
         """Of norm `radius`; for "l1" Gaussian noise as it is, which the projection makes sparse."""
         images = problem.images
-        if self.norm == "linf":
-            drawn = norms.uniform_in_box(problem.keys, images)
-        else:
-            drawn = jax.vmap(lambda key, image: jax.random.normal(key, image.shape, image.dtype))(problem.keys, images)
+        drawn = (norms.uniform_in_box if self.norm == "linf" else norms.normal)(problem.keys, images)
         return drawn if self.norm == "l1" else norms.unit_length(drawn, self.norm) * norms.per_sample(radius, images)
 
     def _first_rule(self, problem: Problem, radius, start, loss_dtype) -> Halving | Sparsity:
@@ -165,9 +154,9 @@ class APGD(Stepwise):
         best = row.is_first | (loss > state.best_loss) | jnp.isnan(state.best_loss)
         taken = row.counts & (state.hits == 0) & (fooled | best)
         state = state._replace(
-            best=_pick(best, iterate, state.best),
+            best=norms.select(best, iterate, state.best),
             best_loss=jnp.where(best, loss, state.best_loss),
-            found=_pick(taken, iterate, state.found),
+            found=norms.select(taken, iterate, state.found),
             score=jnp.where(taken, score.astype(state.score.dtype), state.score),
             hits=state.hits + fooled,
         )
@@ -179,7 +168,7 @@ class APGD(Stepwise):
         images = problem.images
         found = ascent(logits_fn, self.loss, state.iterate, problem, number=state.steps, eot_passes=self.eot_passes)
         state, best = self._see(state, row, found.outputs, found.loss)
-        best_gradient = _pick(best, found.gradient, state.best_gradient)
+        best_gradient = norms.select(best, found.gradient, state.best_gradient)
         radius = row.radius.astype(images.dtype) * problem.epsilon
 
         if isinstance(state.rule, Sparsity):
@@ -187,8 +176,8 @@ class APGD(Stepwise):
         else:
             loss = found.loss.astype(state.best_loss.dtype)
             rule, returns = check_halving(state.rule, row, loss, state.best_loss, self.rho)
-        point = _pick(returns, state.best, state.iterate)
-        gradient = _pick(returns, best_gradient, found.gradient)
+        point = norms.select(returns, state.best, state.iterate)
+        gradient = norms.select(returns, best_gradient, found.gradient)
         if isinstance(rule, Sparsity):
             moved = sparse_step(images, point, gradient, rule=rule, radius=radius)
         else:
@@ -205,7 +194,7 @@ class APGD(Stepwise):
             )
         if len(self.stages) > 1:
             radius = row_of(self.stages, state.steps + 1).radius.astype(images.dtype) * problem.epsilon
-            moved = _pick(row.is_last, norms.project(images, state.best - images, radius, self.norm), moved)
+            moved = norms.select(row.is_last, norms.project(images, state.best - images, radius, self.norm), moved)
             fresh = self._first_rule(problem, radius, moved, state.best_loss.dtype)
             rule = jax.tree.map(lambda new, old: jnp.where(row.is_last, new, old), fresh, rule)
         return state._replace(
@@ -232,7 +221,7 @@ class APGD(Stepwise):
         if len(self.stages) > 1:
             # A sample that has not come to the last radius has nothing to show but its iterate, brought into the ball.
             inside = norms.project(problem.images, state.iterate - problem.images, problem.epsilon, self.norm)
-            state = state._replace(iterate=_pick(row.counts, state.iterate, inside))
+            state = state._replace(iterate=norms.select(row.counts, state.iterate, inside))
             row = row._replace(is_first=row.is_first | ~row.counts, counts=jnp.ones_like(row.counts))
         outputs = outputs_of(logits_fn, state.iterate, problem, state.steps * self.eot_passes)
         loss = self.loss.ascended(outputs, problem.labels, problem.targets)
@@ -324,8 +313,7 @@ def apgd(
     """
     norms.check_norm(norm)
     for name, value in (("num_steps", num_steps), ("eot_passes", eot_passes)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; give a whole number from 1")
+        check_count(name, value)
     check_number("epsilon", epsilon)
     check_number("rho", rho)
     radii = shrinking_stages(num_steps) if large_radii else ((1.0, num_steps),)

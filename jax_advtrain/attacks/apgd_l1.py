@@ -80,7 +80,7 @@ def check_sparsity(
 def _direction(gradient: Float[Array, "*image"], width: Int[Array, ""]) -> Float[Array, "*image"]:
     """Of one sample: the sign of the gradient at its largest entries and at all that tie, of L1 norm 1."""
     size = jnp.abs(gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32)))
-    smallest = l1._first(lambda bound: jnp.sum(size > bound) < width, jnp.max(size, initial=0))
+    smallest = l1.first_float(lambda bound: jnp.sum(size > bound) < width, jnp.max(size, initial=0))
     taken = (size >= smallest) & (size > 0)
     return jnp.where(taken, jnp.sign(gradient) / jnp.maximum(jnp.sum(taken), 1).astype(gradient.dtype), 0)
 

@@ -45,7 +45,7 @@ class AtRadius(Wrapped):
         kept = ~found.is_right & (distance <= problem.epsilon.astype(distance.dtype) * (1 + TOLERANCE))
         right, score = verdict_of(self.attack, logits_fn(problem.images), problem.labels)
         return found._replace(
-            images=jnp.where(norms.per_sample(kept, found.images) > 0, found.images, problem.images),
+            images=norms.select(kept, found.images, problem.images),
             is_right=right & ~kept,
             score=jnp.where(kept, found.score, score.astype(found.score.dtype)),
         )

@@ -11,11 +11,19 @@ import jax.numpy as jnp
 from jax_advtrain.attacks import losses, norms
 from jax_advtrain.attacks.apgd import apgd
 from jax_advtrain.attacks.at_radius import at_radius
-from jax_advtrain.attacks.combine import Composed, Wrapped, check_count, over_parts, picked
+from jax_advtrain.attacks.combine import Composed, Wrapped, over_parts, picked
 from jax_advtrain.attacks.compose import restarts, worst_of
 from jax_advtrain.attacks.fab import fab
 from jax_advtrain.attacks.gradients import Stochastic, outputs_of
-from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn, check_number, make_problem, zeros_per_sample
+from jax_advtrain.attacks.protocol import (
+    Attack,
+    AttackResult,
+    LogitsFn,
+    check_count,
+    check_number,
+    make_problem,
+    zeros_per_sample,
+)
 from jax_advtrain.attacks.square import square
 from jax_advtrain.attacks.stepwise import Part
 from jax_advtrain.attacks.targeting import num_classes_of, targeted_at
@@ -78,8 +86,7 @@ class AutoAttack(Composed):
         Raises:
           ValueError: fewer than 2 classes.
         """
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes!r}; give a whole number from 2 (2 for one-logit models)")
+        check_count("num_classes", num_classes, least=2)  # 2 for one-logit models too
         binary, l1 = num_classes == 2, self.norm == "l1" and self.version == "standard"
         steps = {"norm": self.norm, "num_steps": self.num_steps}
 

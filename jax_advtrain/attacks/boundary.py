@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_advtrain.attacks import norms
 from jax_advtrain.attacks.pgd import PGD, AscentState
-from jax_advtrain.attacks.protocol import LogitsFn, Problem
+from jax_advtrain.attacks.protocol import LogitsFn, Problem, check_count
 
 Placement = Literal["boundary", "outside", "inside", "none"]
 
@@ -100,7 +100,7 @@ class OnBoundary:
         if self.placement != "none":
             refined = self._bisect(logits_fn, problem, inside, outside, hits > 0)
             wanted = jnp.broadcast_to(jnp.any(hits > 0), hits.shape) if self.refine_unhit else hits > 0
-            placed = jnp.where(norms.per_sample(wanted, final) > 0, refined, final)
+            placed = norms.select(wanted, refined, final)
         return BoundaryResult(
             images=placed,
             hits=hits,
@@ -119,8 +119,8 @@ class OnBoundary:
             def halve(_, ends):
                 inside, outside = ends
                 middle = (inside + outside) / 2
-                fooled = norms.per_sample(self.ascent.is_fooled(logits_fn(middle), rows), middle) > 0
-                return jnp.where(fooled, inside, middle), jnp.where(fooled, middle, outside)
+                fooled = self.ascent.is_fooled(logits_fn(middle), rows)
+                return norms.select(fooled, inside, middle), norms.select(fooled, middle, outside)
 
             inside, outside = jax.lax.fori_loop(0, self.refine_steps, halve, (inside, outside))
             return {"boundary": (inside + outside) / 2, "outside": outside, "inside": inside}[self.placement]
@@ -162,9 +162,8 @@ def _record(state: CrossingState, fooled: Bool[Array, "batch"]) -> tuple[jax.Arr
     """The two iterates around the first crossing, after the present iterate was classified."""
     iterate = state.ascent.iterate
     uncrossed = state.ascent.hits == 0
-    keep_inside = norms.per_sample(uncrossed & ~fooled, iterate) > 0
-    keep_outside = norms.per_sample(uncrossed, iterate) > 0
-    return jnp.where(keep_inside, iterate, state.inside), jnp.where(keep_outside, iterate, state.outside)
+    inside = norms.select(uncrossed & ~fooled, iterate, state.inside)
+    return inside, norms.select(uncrossed, iterate, state.outside)
 
 
 def on_boundary(
@@ -209,8 +208,7 @@ def on_boundary(
         raise ValueError(f"on_boundary needs an ascent made by pgd, ifgsm or mim, not {type(ascent).__name__}")
     if placement not in get_args(Placement):
         raise ValueError(f"placement is {placement!r}; the placements are {', '.join(get_args(Placement))}")
-    if isinstance(refine_steps, bool) or not isinstance(refine_steps, int) or refine_steps < 0:
-        raise ValueError(f"refine_steps is {refine_steps!r}; give a whole number from 0")
+    check_count("refine_steps", refine_steps, least=0)
     if compact and refine_unhit:
         raise ValueError("compact refines hit samples only; it excludes refine_unhit")
     return OnBoundary(ascent, refine_steps, placement, inside_is_clean, outside_is_final, refine_unhit, compact)

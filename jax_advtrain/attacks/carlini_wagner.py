@@ -14,16 +14,22 @@ from jax_advtrain.attacks.gradients import ascent
 from jax_advtrain.attacks.minimum_norm import (
     MARGIN,
     Nearest,
-    checked_start,
     minimum_norm_problem,
     minimum_norm_result,
     nearer,
     nothing_found,
-    select,
     wide_dtype,
     within_radius,
 )
-from jax_advtrain.attacks.protocol import AttackResult, LogitsFn, Problem, check_number, zeros_per_sample
+from jax_advtrain.attacks.protocol import (
+    AttackResult,
+    LogitsFn,
+    Problem,
+    check_count,
+    check_number,
+    checked_start,
+    zeros_per_sample,
+)
 from jax_advtrain.attacks.stepwise import Stepwise
 
 # Pixels at 0 and 1 lie at infinity of the tanh space, where Adam would not move them in any number of steps, so they
@@ -167,9 +173,9 @@ class CarliniWagner(Stepwise):
         larger = jnp.minimum(10 * state.constant, _LARGEST_CONSTANT)
         return CarliniWagnerState(
             problem=problem,
-            modifier=select(ends, first, modifier),
+            modifier=norms.select(ends, first, modifier),
             start=state.start,
-            optimizer_state=jax.tree.map(partial(select, ends), _fresh_optimizer(first), optimizer_state),
+            optimizer_state=jax.tree.map(partial(norms.select, ends), _fresh_optimizer(first), optimizer_state),
             constant=jnp.where(ends, jnp.where(jnp.isfinite(high), (low + high) / 2, larger), state.constant),
             low=low,
             high=high,
@@ -263,8 +269,7 @@ def carlini_wagner(
       spent on the largest constant.
     """
     for name, value in (("inner_steps", inner_steps), ("binary_search_steps", binary_search_steps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; give a whole number from 1")
+        check_count(name, value)
     if epsilon is not None:
         check_number("epsilon", epsilon)
     check_number("confidence", confidence)

@@ -26,7 +26,7 @@ def picked(first: AttackResult, second: AttackResult, better: jax.Array, counted
     """Per sample the second result where it is `better`; the second's counts are added where they are `counted`."""
 
     def pick(old, new):
-        return jnp.where(norms.per_sample(better, new) > 0 if new.ndim > 1 else better, new, old)
+        return norms.select(better, new, old)
 
     def add(old, new):
         return old + jnp.where(counted, new, 0)
@@ -158,13 +158,6 @@ def check_stepwise(name: str, attack: Any) -> Any:
     if not isinstance(check_attack(name, attack), Stepwise):
         raise ValueError(f"{name} needs an attack that goes step by step, not {type(attack).__name__}")
     return attack
-
-
-def check_count(name: str, value: Any) -> int:
-    """Returns `value`; raises ValueError where it is not a whole number from 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; give a whole number from 1")
-    return value
 
 
 def run_awake(attack: Attack, resting: Resting, key, logits_fn: LogitsFn, images, labels, **given) -> AttackResult:

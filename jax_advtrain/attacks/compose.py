@@ -9,16 +9,14 @@ import jax.numpy as jnp
 from jax_advtrain.attacks.combine import (
     Composed,
     check_attack,
-    check_count,
     first_success,
     if_any,
     run_awake,
+    stronger,
     strongest_of,
 )
-from jax_advtrain.attacks.combine import stronger as stronger
-from jax_advtrain.attacks.protocol import Attack, AttackResult, per_sample_keys, zeros_per_sample
+from jax_advtrain.attacks.protocol import Attack, AttackResult, check_count, per_sample_keys, zeros_per_sample
 from jax_advtrain.attacks.stepwise import Part, fold_in, parts
-from jax_advtrain.attacks.until_success import until_success as until_success
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=["num_restarts", "stops_early"])

@@ -11,8 +11,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_advtrain.attacks import losses, norms
 from jax_advtrain.attacks.hyperplane import nearest_boundary, rivals_of, step_without_box
-from jax_advtrain.attacks.minimum_norm import checked_start, minimum_norm_problem, select, wide_dtype
-from jax_advtrain.attacks.protocol import AttackResult, LogitsFn, Problem, check_number, zeros_per_sample
+from jax_advtrain.attacks.minimum_norm import minimum_norm_problem, wide_dtype
+from jax_advtrain.attacks.protocol import (
+    AttackResult,
+    LogitsFn,
+    Problem,
+    check_count,
+    check_number,
+    checked_start,
+    zeros_per_sample,
+)
 from jax_advtrain.attacks.stepwise import Stepwise
 
 NORMS = ("l2", "linf")
@@ -92,7 +100,7 @@ class DeepFool(Stepwise):
         margin = clean_margin = losses.logit_margin(logits, labels).astype(wide_dtype(images))
         iterate = images
         if start is not None:
-            iterate = select(fooled, images, checked_start(start, images))
+            iterate = norms.select(fooled, images, checked_start(start, images))
             logits = losses.class_logits(logits_fn(iterate))
             wrong = ~losses.is_right(logits, labels)
             margin = jnp.where(wrong & ~fooled, losses.logit_margin(logits, labels).astype(margin.dtype), margin)
@@ -109,7 +117,7 @@ class DeepFool(Stepwise):
         stretch = 1 + max(_rounding(state.iterate, self.norm), _BEYOND) / jnp.where(size > 0, size, 1)
         step = step * norms.per_sample((1 + jnp.asarray(self.overshoot, wide)) * stretch, step)
         moved = jnp.clip(state.iterate.astype(wide) + step, 0, 1).astype(state.iterate.dtype)
-        moved = select(active, moved, state.iterate)
+        moved = norms.select(active, moved, state.iterate)
 
         logits = losses.class_logits(logits_fn(moved))
         newly = active & ~losses.is_right(logits, problem.labels)
@@ -145,7 +153,7 @@ class DeepFool(Stepwise):
         del logits_fn
         taken = self._within(state)
         return AttackResult(
-            images=select(taken, state.iterate, state.problem.images),
+            images=norms.select(taken, state.iterate, state.problem.images),
             is_right=~taken,
             score=jnp.where(taken, state.margin, state.clean_margin),
             hits=state.hits,
@@ -217,11 +225,9 @@ def deepfool(
     """
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}; the norms of deepfool are {', '.join(NORMS)}")
-    for name, value, least in (("num_steps", num_steps, 1), ("num_classes", num_classes, 2)):
-        if name == "num_classes" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}; give a whole number from {least}")
+    check_count("num_steps", num_steps)
+    if num_classes is not None:
+        check_count("num_classes", num_classes, least=2)
     check_number("overshoot", overshoot)
     if epsilon is not None:
         check_number("epsilon", epsilon)

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from jax_advtrain.attacks.combine import check_attack, check_count, over_bases
-from jax_advtrain.attacks.protocol import Attack
+from jax_advtrain.attacks.combine import check_attack, over_bases
+from jax_advtrain.attacks.protocol import Attack, check_count
 
 
 def eot(attack: Attack, num_passes: int) -> Attack:

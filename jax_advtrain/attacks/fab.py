@@ -10,8 +10,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_advtrain.attacks import losses, norms
 from jax_advtrain.attacks.hyperplane import Boundary, nearest_boundary, rivals_of, step_to_hyperplane
-from jax_advtrain.attacks.minimum_norm import checked_start, minimum_norm_problem, select, wide_dtype
-from jax_advtrain.attacks.protocol import AttackResult, LogitsFn, Problem, check_number, zeros_per_sample
+from jax_advtrain.attacks.minimum_norm import minimum_norm_problem, wide_dtype
+from jax_advtrain.attacks.protocol import (
+    AttackResult,
+    LogitsFn,
+    Problem,
+    check_count,
+    check_number,
+    checked_start,
+    zeros_per_sample,
+)
 from jax_advtrain.attacks.stepwise import Stepwise
 
 STARTS = ("clean", "random")
@@ -113,13 +121,8 @@ class FAB(Stepwise):
 
     def _drawn(self, problem: Problem) -> Float[Array, "batch *image"]:
         """Images at half the radius from the clean ones, in a random direction."""
-        if self.norm == "linf":
-            noise = norms.uniform_in_box(problem.keys, problem.images)
-        else:
-            noise = jax.vmap(lambda key, image: jax.random.normal(key, image.shape, image.dtype))(
-                problem.keys, problem.images
-            )
-        unit = norms.unit_length(noise, self.norm)
+        drawn = (norms.uniform_in_box if self.norm == "linf" else norms.normal)(problem.keys, problem.images)
+        unit = norms.unit_length(drawn, self.norm)
         return jnp.clip(problem.images + norms.per_sample(problem.epsilon / 2, unit) * unit, 0, 1)
 
     def step(self, logits_fn: LogitsFn, state: FABState) -> FABState:
@@ -139,8 +142,8 @@ class FAB(Stepwise):
         return FABState(
             problem=problem,
             rivals=state.rivals,
-            iterate=select(fooled, back, moved),
-            nearest=select(nearer, moved, state.nearest),
+            iterate=norms.select(fooled, back, moved),
+            nearest=norms.select(nearer, moved, state.nearest),
             distance=jnp.where(nearer, distance, state.distance),
             margin=jnp.where(nearer, losses.logit_margin(logits, problem.labels).astype(wide), state.margin),
             clean_margin=state.clean_margin,
@@ -190,9 +193,9 @@ class FAB(Stepwise):
             fooled = ~losses.is_right(logits, problem.labels)
             out, within = searched & fooled, searched & ~fooled
             return (
-                select(within, probe, inside),
+                norms.select(within, probe, inside),
                 jnp.where(within, probe_margin, inside_margin),
-                select(out, probe, outside),
+                norms.select(out, probe, outside),
                 jnp.where(out, probe_margin, margin),
             )
 
@@ -201,7 +204,7 @@ class FAB(Stepwise):
         length = norms.length(images.astype(wide) - problem.images.astype(wide), self.norm)
         taken = jnp.isfinite(state.distance) & (length <= problem.epsilon)
         return AttackResult(
-            images=select(taken, images, problem.images),
+            images=norms.select(taken, images, problem.images),
             is_right=~taken,
             score=jnp.where(taken, margin, state.clean_margin),
             hits=state.hits,
@@ -283,15 +286,10 @@ def fab(
     norms.check_norm(norm)
     if start not in STARTS:
         raise ValueError(f"start is {start!r}; give one of {', '.join(STARTS)}, or images at the call")
-    for name, value, least in (
-        ("num_steps", num_steps, 1),
-        ("search_steps", search_steps, 0),
-        ("num_classes", num_classes, 2),
-    ):
-        if name == "num_classes" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}; give a whole number from {least}")
+    check_count("num_steps", num_steps)
+    check_count("search_steps", search_steps, least=0)
+    if num_classes is not None:
+        check_count("num_classes", num_classes, least=2)
     if epsilon is not None:
         check_number("epsilon", epsilon)
     for name, value, low, high in (("alpha_max", alpha_max, 0, 1), ("eta", eta, 1, None), ("beta", beta, 0, 1)):

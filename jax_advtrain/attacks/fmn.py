@@ -14,7 +14,6 @@ from jax_advtrain.attacks.gradients import Ascent, ascent
 from jax_advtrain.attacks.minimum_norm import (
     MARGIN,
     Nearest,
-    checked_start,
     distance_of,
     minimum_norm_problem,
     minimum_norm_result,
@@ -27,7 +26,9 @@ from jax_advtrain.attacks.protocol import (
     AttackResult,
     LogitsFn,
     Problem,
+    check_count,
     check_number,
+    checked_start,
     zeros_per_sample,
 )
 from jax_advtrain.attacks.stepwise import Stepwise
@@ -275,8 +276,7 @@ def fmn(
     """
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}; the norms of fmn are {', '.join(NORMS)}")
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps!r}; give a whole number from 1")
+    check_count("num_steps", num_steps)
     if epsilon is not None:
         check_number("epsilon", epsilon)
     if step_size_final is not None:

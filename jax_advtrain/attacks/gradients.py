@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from jax_advtrain.attacks import losses, norms
 from jax_advtrain.attacks.protocol import LogitsFn, Problem, check_per_sample
@@ -40,12 +40,18 @@ def stochastic(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Stochas
 
 
 def outputs_of(logits_fn: LogitsFn, images: jax.Array, problem: Problem, number: jax.typing.ArrayLike) -> jax.Array:
+    """The model's outputs; see `answers`."""
+    return answers(logits_fn, images, problem.keys, number)
+
+
+def answers(
+    logits_fn: LogitsFn, images: jax.Array, keys: Key[Array, "batch"], number: jax.typing.ArrayLike
+) -> jax.Array:
     """The model's outputs; a stochastic model draws from each sample's key folded with its `number`, (batch,)."""
     if not isinstance(logits_fn, Stochastic):
         return logits_fn(images)
-    number = jnp.broadcast_to(jnp.asarray(number, jnp.int32), problem.keys.shape)
-    keys = jax.vmap(jax.random.fold_in)(fold_in(problem.keys, _DRAWS), number)
-    return logits_fn.function(images, keys)
+    number = jnp.broadcast_to(jnp.asarray(number, jnp.int32), keys.shape)
+    return logits_fn.function(images, jax.vmap(jax.random.fold_in)(fold_in(keys, _DRAWS), number))
 
 
 # Keeps a stochastic model's draws apart from those of the attack itself, which folds small numbers into the same key.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_advtrain.attacks import losses, norms
-from jax_advtrain.attacks.minimum_norm import select, wide_dtype
+from jax_advtrain.attacks.minimum_norm import wide_dtype
 from jax_advtrain.attacks.protocol import LogitsFn, zeros_per_sample
 
 # How far a linear function of this gradient is from zero, is measured in the dual of the norm of the steps.
@@ -87,7 +87,7 @@ def nearest_boundary(
         scale = jnp.where(usable, peak, 1)
         size = norms.length(gradient.astype(wide) / norms.per_sample(scale, gradient.astype(wide)), _DUAL[norm])
         distance = jnp.where(usable, jnp.abs(offset) / scale / jnp.where(usable, size, 1), jnp.inf)
-        normal, offset = select(usable, gradient, jnp.zeros_like(gradient)), jnp.where(usable, offset, 0)
+        normal, offset = norms.select(usable, gradient, jnp.zeros_like(gradient)), jnp.where(usable, offset, 0)
         return Boundary(normal, offset, peak == 0, nonfinite), distance
 
     if rivals.shape[1] == 1:
@@ -99,7 +99,7 @@ def nearest_boundary(
         found, distance = linearised(jax.lax.dynamic_index_in_dim(rivals, number, axis=1, keepdims=False))
         closer = distance < best_distance
         merged = Boundary(
-            normal=select(closer, found.normal, best.normal),
+            normal=norms.select(closer, found.normal, best.normal),
             offset=jnp.where(closer, found.offset, best.offset),
             zero=best.zero & found.zero,
             nonfinite=best.nonfinite | found.nonfinite,

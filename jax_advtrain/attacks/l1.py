@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 DEFAULT_SHARE = 0.01
 
 
-def _first(holds: Callable[[jax.Array], jax.Array], high: Float[Array, ""]) -> Float[Array, ""]:
+def first_float(holds: Callable[[jax.Array], jax.Array], high: Float[Array, ""]) -> Float[Array, ""]:
     """The smallest float from 0 to `high` at which `holds` is true; it is monotone, and true at `high`."""
     bits_of = {4: jnp.int32, 8: jnp.int64}[high.dtype.itemsize]
 
@@ -47,7 +47,9 @@ def clip_to_ball(perturbation: Float[Array, "*image"], radius: Float[Array, ""])
     """The nearest point of the ball; inside the ball nothing changes, bit for bit."""
     values = _flat(perturbation)
     size = jnp.abs(values)
-    threshold = _first(lambda threshold: jnp.sum(jnp.maximum(size - threshold, 0)) <= radius, jnp.max(size, initial=0))
+    threshold = first_float(
+        lambda threshold: jnp.sum(jnp.maximum(size - threshold, 0)) <= radius, jnp.max(size, initial=0)
+    )
     return _shrink(values, threshold).astype(perturbation.dtype).reshape(perturbation.shape)
 
 
@@ -62,7 +64,7 @@ def project(
     values, start = _flat(perturbation), _flat(image)
     size = jnp.abs(values)
     room = jnp.where(values > 0, 1 - start, start)
-    threshold = _first(
+    threshold = first_float(
         lambda threshold: jnp.sum(jnp.clip(size - threshold, 0, room)) <= radius, jnp.max(size, initial=0)
     )
     return jnp.clip(start + _shrink(values, threshold), 0, 1).astype(image.dtype).reshape(image.shape)
@@ -86,7 +88,7 @@ def steepest_ascent(gradient: Float[Array, "*image"], share: float) -> Float[Arr
         return gradient
     size = jnp.abs(_flat(gradient))
     wanted = number_of_pixels(share, gradient.size)
-    smallest = _first(lambda size_of_next: jnp.sum(size > size_of_next) < wanted, jnp.max(size))
+    smallest = first_float(lambda size_of_next: jnp.sum(size > size_of_next) < wanted, jnp.max(size))
     taken = (size >= smallest) & (size > 0)
     number = jnp.maximum(jnp.sum(taken), 1).astype(gradient.dtype)
     return jnp.where(taken.reshape(gradient.shape), jnp.sign(gradient) / number, 0)

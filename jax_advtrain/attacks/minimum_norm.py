@@ -62,7 +62,7 @@ def nearer(
     taken = fooled & (distance < nearest.distance)
     clean = distance == 0
     found = Nearest(
-        images=select(taken, images, nearest.images),
+        images=norms.select(taken, images, nearest.images),
         distance=jnp.where(taken, distance, nearest.distance),
         is_right=jnp.where(taken, right, nearest.is_right),
         score=jnp.where(taken, score, nearest.score),
@@ -70,11 +70,6 @@ def nearer(
         clean_score=jnp.where(clean, score, nearest.clean_score),
     )
     return found, fooled
-
-
-def select(which: Bool[Array, "batch"], chosen: jax.Array, other: jax.Array) -> jax.Array:
-    """Per sample `chosen` where `which`, else `other`."""
-    return jnp.where(which.reshape(which.shape + (1,) * (chosen.ndim - 1)), chosen, other)
 
 
 def minimum_norm_problem(key, logits_fn, images, labels, targets, epsilon) -> Problem:
@@ -89,13 +84,6 @@ def minimum_norm_problem(key, logits_fn, images, labels, targets, epsilon) -> Pr
     return make_problem(key, images, labels, targets, no_radius)
 
 
-def checked_start(start: jax.Array, images: jax.Array) -> jax.Array:
-    """The images to start from, in [0, 1] and of the dtype of the images."""
-    if start.shape != images.shape or not jnp.issubdtype(start.dtype, jnp.floating):
-        raise ValueError(f"start is {start.dtype} of shape {start.shape}; give images of shape {images.shape}")
-    return jnp.clip(start.astype(images.dtype), 0, 1)
-
-
 def within_radius(nearest: Nearest, problem: Problem) -> Bool[Array, "batch"]:
     """Whether an adversarial image within the radius is held; never where there is no radius."""
     return (nearest.distance <= problem.epsilon) & jnp.isfinite(problem.epsilon)
@@ -106,7 +94,7 @@ def minimum_norm_result(state) -> AttackResult:
     nearest, problem = state.nearest, state.problem
     taken = jnp.isfinite(nearest.distance) & (nearest.distance <= problem.epsilon)
     return AttackResult(
-        images=select(taken & (nearest.distance > 0), nearest.images, problem.images),
+        images=norms.select(taken & (nearest.distance > 0), nearest.images, problem.images),
         is_right=jnp.where(taken, nearest.is_right, nearest.clean_is_right),
         score=jnp.where(taken, nearest.score, nearest.clean_score),
         hits=state.hits,

@@ -32,10 +32,7 @@ class Noise:
         """Draws, scales, clips to [0, 1], and classifies; `targets` and `start` do not matter."""
         del targets, start
         problem = make_problem(key, images, labels, None, self.epsilon if epsilon is None else epsilon)
-        if self.distribution == "uniform":
-            drawn = norms.uniform_in_box(problem.keys, images)
-        else:
-            drawn = jax.vmap(lambda key, image: jax.random.normal(key, image.shape, image.dtype))(problem.keys, images)
+        drawn = (norms.uniform_in_box if self.distribution == "uniform" else norms.normal)(problem.keys, images)
         scaled = norms.unit_length(drawn, self.norm) * norms.per_sample(problem.epsilon, images)
         noisy = norms.project(images, scaled, problem.epsilon, self.norm)
         outputs = logits_fn(noisy)

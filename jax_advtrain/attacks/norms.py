@@ -44,6 +44,11 @@ def per_sample(values: jax.typing.ArrayLike, images: Float[Array, "batch *image"
     return values.reshape(values.shape + (1,) * (images.ndim - 1))
 
 
+def select(which: Bool[Array, "batch"], chosen: jax.Array, other: jax.Array) -> jax.Array:
+    """Per sample `chosen` where `which`, else `other`; both lead with the batch axis."""
+    return jnp.where(which.reshape(which.shape + (1,) * (chosen.ndim - 1)), chosen, other)
+
+
 def _one_a_sample(values: jax.typing.ArrayLike, images: Float[Array, "batch *image"]) -> Float[Array, "batch"]:
     return jnp.broadcast_to(per_sample(values, images).reshape(-1), images.shape[:1])
 
@@ -150,6 +155,11 @@ def clipped_box(
 def uniform_in_box(keys: Key[Array, "batch"], images: Float[Array, "batch *image"]) -> Float[Array, "batch *image"]:
     """Uniform noise in [-1, 1], drawn for each sample from its own key."""
     return jax.vmap(lambda key, image: jax.random.uniform(key, image.shape, image.dtype, -1, 1))(keys, images)
+
+
+def normal(keys: Key[Array, "batch"], images: Float[Array, "batch *image"]) -> Float[Array, "batch *image"]:
+    """Gaussian noise of deviation 1, drawn for each sample from its own key."""
+    return jax.vmap(lambda key, image: jax.random.normal(key, image.shape, image.dtype))(keys, images)
 
 
 def uniform_in_ball(

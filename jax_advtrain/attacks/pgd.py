@@ -16,8 +16,11 @@ from jax_advtrain.attacks.protocol import (
     AttackResult,
     LogitsFn,
     Problem,
+    check_count,
     check_number,
     check_per_sample,
+    checked_start,
+    is_fooled,
     make_problem,
     zeros_per_sample,
 )
@@ -105,9 +108,7 @@ class PGD(Stepwise):
         del logits_fn
         problem = make_problem(key, images, labels, targets, self.epsilon if epsilon is None else epsilon)
         if start is not None:
-            if start.shape != images.shape or not jnp.issubdtype(start.dtype, jnp.floating):
-                raise ValueError(f"start is {start.dtype} of shape {start.shape}; give images of shape {images.shape}")
-            iterate = jnp.clip(start.astype(images.dtype), 0, 1)
+            iterate = checked_start(start, images)
         elif self.start == "random":
             noise = norms.uniform_in_ball(problem.keys, images, self.norm)
             iterate = norms.project(
@@ -144,9 +145,7 @@ class PGD(Stepwise):
 
     def is_fooled(self, outputs: jax.Array, problem: Problem) -> Bool[Array, "batch"]:
         """Whether the model is wrong, or with targets whether it takes the sample for its target."""
-        aim = problem.labels if problem.targets is None else problem.targets
-        right = check_per_sample("is_right", self.is_right(outputs, aim), len(aim))
-        return ~right if problem.targets is None else right
+        return is_fooled(self.is_right, outputs, problem)
 
     def advance(self, logits_fn: LogitsFn, state: AscentState) -> tuple[AscentState, Bool[Array, "batch"]]:
         """One step, and whether the iterate BEFORE it fooled the model (read off the same forward pass)."""
@@ -171,7 +170,7 @@ class PGD(Stepwise):
         else:
             moved = jnp.clip(moved, 0, 1)
         if self.stops_early:
-            moved = jnp.where(norms.per_sample(fooled, moved) > 0, state.iterate, moved)
+            moved = norms.select(fooled, state.iterate, moved)
         return (
             AscentState(
                 problem=problem,
@@ -283,8 +282,7 @@ def pgd(
     norms.check_norm(norm)
     if start not in STARTS:
         raise ValueError(f"start is {start!r}; give one of {', '.join(STARTS)}, or images at the call")
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps!r}; give a whole number from 1")
+    check_count("num_steps", num_steps)
     if alpha is not None and (step_size is not None or optimizer is not None):
         raise ValueError("alpha makes the step relative to epsilon; leave it out beside step_size or an optimizer")
     if l1_share is not None:

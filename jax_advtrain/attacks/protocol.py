@@ -176,6 +176,33 @@ def check_number(name: str, value: Any, *, positive: bool = False) -> None:
         raise ValueError(f"{name} {said}; {wanted}")
 
 
+def check_count(name: str, value: Any, *, least: int = 1) -> int:
+    """Returns `value`; raises ValueError where it is not a whole number from `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; give a whole number from {least}")
+    return value
+
+
+def checked_start(start: jax.Array, images: Float[Array, "batch *image"]) -> Float[Array, "batch *image"]:
+    """The images to start from, clamped to [0, 1] and of the dtype of `images`.
+
+    Raises:
+      ValueError: not floating point, or not of the shape of `images`.
+    """
+    if start.shape != images.shape or not jnp.issubdtype(start.dtype, jnp.floating):
+        raise ValueError(f"start is {start.dtype} of shape {start.shape}; give images of shape {images.shape}")
+    return jnp.clip(start.astype(images.dtype), 0, 1)
+
+
+def is_fooled(
+    is_right: Callable[[jax.Array, jax.Array], jax.Array], outputs: jax.Array, problem: Problem
+) -> Bool[Array, "batch"]:
+    """Whether the model is wrong, or with targets whether it takes the sample for its target."""
+    aim = problem.labels if problem.targets is None else problem.targets
+    right = check_per_sample("is_right", is_right(outputs, aim), len(aim))
+    return ~right if problem.targets is None else right
+
+
 def check_per_sample(name: str, values: jax.Array, batch: int) -> jax.Array:
     """Returns `values`; raises ValueError where a function of (outputs, labels) did not give one value a sample."""
     if values.shape != (batch,):

@@ -114,7 +114,8 @@ def from_config(spec: Mapping[str, Any], **task: Any) -> Attack:
     if "temperature" in composed:
         if "loss" not in valid:
             raise ValueError(f"attack {name!r} ascends no loss, so it takes no temperature")
-        fields["loss"] = losses.with_temperature(fields.get("loss") or "ce", composed["temperature"])
+        usual = "lm" if name == "square" else "ce"
+        fields["loss"] = losses.with_temperature(fields.get("loss") or usual, composed["temperature"])
     if name in MINIMUM_NORM:
         epsilon = fields.pop("epsilon")
         return _composed(at_radius(factory(**fields, **task), epsilon), composed)

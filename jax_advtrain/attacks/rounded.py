@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_advtrain.attacks.at_radius import verdict_of
-from jax_advtrain.attacks.combine import Wrapped, base_of, check_attack, check_count, check_stepwise, over_parts
+from jax_advtrain.attacks.combine import Wrapped, base_of, check_attack, check_stepwise, over_parts
 from jax_advtrain.attacks.gradients import outputs_of
-from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn
+from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn, check_count
 
 # What part of a level counts as none: the rounding of pixel * levels in float32.
 _NO_LEVEL = 1e-3

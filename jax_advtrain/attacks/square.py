@@ -14,8 +14,11 @@ from jax_advtrain.attacks.protocol import (
     AttackResult,
     LogitsFn,
     Problem,
+    check_count,
     check_number,
     check_per_sample,
+    checked_start,
+    is_fooled,
     make_problem,
     zeros_per_sample,
 )
@@ -89,9 +92,7 @@ class Square(Stepwise):
         problem = make_problem(key, images, labels, targets, self.epsilon if epsilon is None else epsilon)
         pictures = as_pictures(images)
         if start is not None:
-            if start.shape != images.shape or not jnp.issubdtype(start.dtype, jnp.floating):
-                raise ValueError(f"start is {start.dtype} of shape {start.shape}; give images of shape {images.shape}")
-            held = norms.project(images, start.astype(images.dtype) - images, problem.epsilon, self.norm)
+            held = norms.project(images, checked_start(start, images) - images, problem.epsilon, self.norm)
         else:
             held = square_windows.start(problem.keys, pictures, problem.epsilon, self.norm).reshape(images.shape)
         return SquareState(
@@ -105,15 +106,14 @@ class Square(Stepwise):
     def step(self, logits_fn: LogitsFn, state: SquareState) -> SquareState:
         """One forward pass of the start images (first step) or of changed ones, kept where they are better."""
         problem = state.problem
-        first = norms.per_sample(state.steps == 0, state.held) > 0
-        candidate = jnp.where(first, state.held, self._candidate(state))
+        candidate = norms.select(state.steps == 0, state.held, self._candidate(state))
         outputs = logits_fn(candidate)
         loss = self._loss(outputs, problem).astype(state.loss.dtype)
-        fools = self._is_fooled(outputs, problem)
+        fools = is_fooled(self.is_right, outputs, problem)
         taken = ~state.fooled & ((loss > state.loss) | fools)
         return SquareState(
             problem=problem,
-            held=jnp.where(norms.per_sample(taken, candidate) > 0, candidate, state.held),
+            held=norms.select(taken, candidate, state.held),
             loss=jnp.where(taken, loss, state.loss),
             fooled=state.fooled | fools,
             steps=state.steps + 1,
@@ -145,11 +145,6 @@ class Square(Stepwise):
         values = loss.ascended(outputs, problem.labels, problem.targets)
         return check_per_sample("the loss", values, len(problem.images))
 
-    def _is_fooled(self, outputs: jax.Array, problem: Problem) -> Bool[Array, "batch"]:
-        aim = problem.labels if problem.targets is None else problem.targets
-        right = check_per_sample("is_right", self.is_right(outputs, aim), len(aim))
-        return ~right if problem.targets is None else right
-
     def succeeded(self, state: SquareState) -> Bool[Array, "batch"]:
         """Samples that are fooled: the search is over for them."""
         return state.fooled
@@ -163,7 +158,7 @@ class Square(Stepwise):
             images=state.held,
             is_right=check_per_sample("is_right", self.is_right(outputs, labels), len(labels)),
             score=check_per_sample("score", self.score(outputs, labels), len(labels)),
-            hits=self._is_fooled(outputs, state.problem).astype(jnp.int32),
+            hits=is_fooled(self.is_right, outputs, state.problem).astype(jnp.int32),
             zero_gradients=zeros,
             nonfinite_gradients=zeros,
             winner=zeros,
@@ -251,8 +246,7 @@ def square(
       one of the num_steps queries, as in the paper.
     """
     norms.check_norm(norm)
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps!r}; give a whole number from 1")
+    check_count("num_steps", num_steps)
     if schedule not in square_windows.SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}; give one of {', '.join(square_windows.SCHEDULES)}")
     check_number("epsilon", epsilon)

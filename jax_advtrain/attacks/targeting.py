@@ -12,14 +12,13 @@ from jax_advtrain.attacks.combine import (
     Composed,
     Wrapped,
     check_attack,
-    check_count,
     check_stepwise,
     over_parts,
     run_awake,
     strongest_of,
 )
 from jax_advtrain.attacks.gradients import outputs_of
-from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn, make_problem, per_sample_keys
+from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn, check_count, make_problem, per_sample_keys
 from jax_advtrain.attacks.stepwise import Part, fold_in, parts
 
 # The draw of a stochastic model that ranks the classes: apart from those of the steps, which count from 0.

@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
+from jax_advtrain.attacks import norms
 from jax_advtrain.attacks.combine import Composed, Wrapped, check_attack
 from jax_advtrain.attacks.pgd import PGD
 from jax_advtrain.attacks.protocol import Attack, LogitsFn
@@ -24,21 +24,19 @@ class UntilSuccess(Wrapped):
     def step(self, logits_fn: LogitsFn, state: Any) -> Any:
         """One step of the samples that are not finished; the others stay as they are."""
         finished = self.attack.finished(state)
-
-        def kept(old, new):
-            return jnp.where(finished.reshape(finished.shape + (1,) * (new.ndim - 1)), old, new)
-
-        return jax.tree.map(kept, state, self.attack.step(logits_fn, state))
+        return jax.tree.map(partial(norms.select, finished), state, self.attack.step(logits_fn, state))
 
 
 def until_success(attack: Attack) -> Attack:
     """The attack, but a sample that is fooled moves no further, and the loop ends when all are.
 
-    No sample is fooled that was not before, and none is missed: PGD alone returns its last iterate, which may be right
-    again where an earlier one was not. In composed attacks a sample also takes no part in the members, restarts or
-    targets that come after the one that fooled it: `winner` is then the first that did, not the strongest, and the
-    counts are of the runs that it took part in. (A member without steps, as `noise`, runs as it is.) Targeted ascents
-    stop where a sample is taken for its target; composed attacks count any wrong prediction.
+    It misses no sample that the attack alone would fool. PGD may fool some more: alone it returns its last iterate,
+    which may be right again where an earlier one was not.
+
+    In composed attacks a sample also takes no part in the members, restarts or targets that come after the one that
+    fooled it: `winner` is then the first that did, not the strongest, and the counts are of the runs that it took part
+    in. (A member without steps, as `noise`, runs as it is.) Targeted ascents stop where a sample is taken for its
+    target; composed attacks count any wrong prediction.
 
     Raises:
       ValueError: an attack without steps.

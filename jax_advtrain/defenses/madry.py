@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_advtrain import attacks
-from jax_advtrain.attacks.protocol import check_number
+from jax_advtrain.attacks.protocol import check_count
 from jax_advtrain.defenses.protocol import Batch, DefenseLoss, Model, Rows, attack_logits_fn
 from jax_advtrain.tasks import CLASSIFICATION
 
@@ -36,7 +36,7 @@ class Madry:
     warmup_epochs: int = 0
 
     def __post_init__(self):
-        check_number("warmup_epochs", self.warmup_epochs)
+        check_count("warmup_epochs", self.warmup_epochs, least=0)
         self._attack(None)
 
     def _attack(self, model: Model | None) -> attacks.PGD:

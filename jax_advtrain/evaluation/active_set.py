@@ -21,6 +21,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jax_advtrain.attacks import norms
+from jax_advtrain.attacks.gradients import Stochastic
 from jax_advtrain.attacks.protocol import LogitsFn
 from jax_advtrain.attacks.stepwise import Stepwise
 from jax_advtrain.data import Dataset, to_unit
@@ -272,9 +274,12 @@ def _costs(attack: Stepwise, logits_fn: LogitsFn, data: Dataset) -> tuple[float,
     calls = {"init": 0, "step": 0}
     where = "init"
 
-    def counted(images):
+    def call(*arguments):
         calls[where] += 1
-        return logits_fn(images)
+        return function(*arguments)
+
+    function = logits_fn.function if isinstance(logits_fn, Stochastic) else logits_fn
+    counted: Any = Stochastic(jax.tree_util.Partial(call)) if isinstance(logits_fn, Stochastic) else call
 
     def begin(images, labels):
         return attack.init(jax.random.key(0), counted, images, labels)
@@ -312,7 +317,7 @@ def _segment(mesh, attack, logits_fn, state, occupied, idle, limits):
             moves = moving(state)
 
             def kept(old, new):  # a finished sample waits as it is
-                return old if new is old else jnp.where(moves.reshape(moves.shape + (1,) * (new.ndim - 1)), new, old)
+                return old if new is old else norms.select(moves, new, old)
 
             alive = jnp.sum(moves, dtype=jnp.int32)
             waiting = jnp.sum(occupied, dtype=jnp.int32) - alive
@@ -348,7 +353,8 @@ def _told(mesh, norm, keep_images, attack, logits_fn, state):
 
     def local(attack, logits_fn, state):
         found = attack.result(logits_fn, state)
-        return facts(norm, keep_images, logits_fn, state.problem.images, state.problem.labels, found.images, found)
+        images, labels, _, _, keys = state.problem
+        return facts(norm, keep_images, logits_fn, images, labels, keys, found.images, found)
 
     return jax.shard_map(local, mesh=mesh, in_specs=(_EVERYWHERE, _EVERYWHERE, _ROWS), out_specs=_ROWS)(
         attack, logits_fn, state

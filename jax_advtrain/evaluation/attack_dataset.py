@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jax_advtrain import attacks
+from jax_advtrain.attacks.gradients import answers
 from jax_advtrain.attacks.protocol import check_number
 from jax_advtrain.attacks.until_success import UntilSuccess
 from jax_advtrain.data import Dataset, to_unit
@@ -55,10 +56,11 @@ class Attacked(NamedTuple):
 def _attack_batch(mesh, norm, keep_images, attack, logits_fn, images, labels, ids, epsilon, seed, path):
     def local(attack, logits_fn, images, labels, ids, epsilon, seed, path):
         images = to_unit(images, jnp.zeros(()).dtype)
+        keys = sample_keys(seed, ids, path)
         if attack is None:
-            return facts(norm, keep_images, logits_fn, images, labels, images, None)
-        found = attack.run(sample_keys(seed, ids, path), logits_fn, images, labels, epsilon=epsilon)
-        return facts(norm, keep_images, logits_fn, images, labels, found.images, found)
+            return facts(norm, keep_images, logits_fn, images, labels, keys, images, None)
+        found = attack.run(keys, logits_fn, images, labels, epsilon=epsilon)
+        return facts(norm, keep_images, logits_fn, images, labels, keys, found.images, found)
 
     rows, everywhere = P(AXIS), P()
     return jax.shard_map(
@@ -97,6 +99,11 @@ def as_pytree(logits_fn: LogitsFn) -> LogitsFn:
     return jax.tree_util.Partial(logits_fn)
 
 
+def _probe(logits_fn: LogitsFn, images: jax.Array) -> jax.Array:
+    """The model's outputs on images without ids; the same in every run, of a stochastic model too."""
+    return answers(logits_fn, images, sample_keys(0, jnp.arange(len(images)), ()), 0)
+
+
 def num_outputs(logits_fn: LogitsFn, data: Dataset) -> int:
     """How many logits the model gives for such samples, nothing computed; 1 where it gives shape (B,).
 
@@ -106,7 +113,7 @@ def num_outputs(logits_fn: LogitsFn, data: Dataset) -> int:
     if not len(data):
         raise ValueError(f"data set {data.name!r}, split {data.split!r} has no samples to attack")
     images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.zeros(()).dtype)
-    shape = getattr(jax.eval_shape(as_pytree(logits_fn), images), "shape", None)
+    shape = getattr(jax.eval_shape(_probe, as_pytree(logits_fn), images), "shape", None)
     if shape == (2,):
         if data.num_classes != 2:
             raise ValueError(f"the model gives one logit a sample; {data.name!r} has {data.num_classes} classes, not 2")
@@ -172,7 +179,8 @@ def attack_dataset(
     Args:
       attack: None = clean.
       logits_fn: any function from images in [0, 1], (B, *image), to logits (B, classes) or (B,), that `jax.jit` can
-        trace; see `as_pytree` for what another checkpoint costs.
+        trace; see `as_pytree` for what another checkpoint costs. Of a stochastic model (`attacks.stochastic`) one
+        draw, by seed and sample id, gives the verdict on what the attack found.
       data: what to attack; its values were checked when it was made.
       mesh: devices along one axis; None = all there are.
       norm: in which distances are told.
@@ -281,5 +289,5 @@ def _covers(clean: Attacked | None, data: Dataset, keep_images: bool) -> bool:
 def _state_file(path, attack, logits_fn, data, norm, epsilon, seed, keep_images, active_set) -> StateFile:
     settings = dict(norm=norm, epsilon=float(epsilon), seed=int(seed), images=keep_images, active_set=active_set)
     few = to_unit(np.resize(data.images, (NUM_PROBED, *data.image_shape)), jnp.zeros(()).dtype)
-    probed = np.asarray(jax.jit(lambda logits_fn, images: logits_fn(images))(logits_fn, few), np.float32)
+    probed = np.asarray(jax.jit(_probe)(logits_fn, few), np.float32)
     return StateFile(path, identity_of(data, attack, logits_fn, **settings), probed)

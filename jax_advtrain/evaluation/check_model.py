@@ -16,7 +16,7 @@ from jax_advtrain.attacks.norms import check_norm
 from jax_advtrain.attacks.protocol import LogitsFn, check_number
 from jax_advtrain.attacks.square import square
 from jax_advtrain.data import Dataset
-from jax_advtrain.evaluation.attack_dataset import Attacked, as_pytree, attack_dataset
+from jax_advtrain.evaluation.attack_dataset import Attacked, as_pytree, attack_dataset, num_outputs
 from jax_advtrain.evaluation.masking import RISE_TOLERANCE, SQUARE_TOLERANCE, STEPS_TOLERANCE
 
 FEW_STEPS, MANY_STEPS, QUERIES = 10, 100, 500
@@ -203,8 +203,7 @@ def _differing(first: jax.Array, second: jax.Array) -> int:
 
 def _attacked(ask: Callable[..., Attacked], data: Dataset, norm: str, epsilon: float) -> list[Finding]:
     logits_fn, total = ask.keywords["logits_fn"], len(data)  # type: ignore[attr-defined]
-    is_binary = _is_binary(logits_fn, data)
-    usual, margin = ("bce", "lmb") if is_binary else ("ce", "lm")
+    usual, margin = ("bce", "lmb") if num_outputs(logits_fn, data) == 1 else ("ce", "lm")
     clean = ask(None)
     right = clean.is_right
     if not right.any():
@@ -277,11 +276,6 @@ def _attacked(ask: Callable[..., Attacked], data: Dataset, norm: str, epsilon: f
         )
         found.append(Finding("large_radius_does_not_win", count, message))
     return found
-
-
-def _is_binary(logits_fn: LogitsFn, data: Dataset) -> bool:
-    """Whether the model gives one logit a sample."""
-    return len(jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((2, *data.image_shape), jnp.zeros(()).dtype)).shape) == 1
 
 
 def _flat(logits_fn, data: Dataset, found: Attacked, right: np.ndarray, loss: str, batch_size: int) -> list[Finding]:

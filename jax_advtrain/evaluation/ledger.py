@@ -9,12 +9,16 @@ import numpy as np
 
 from jax_advtrain import attacks
 from jax_advtrain.attacks import losses, norms
+from jax_advtrain.attacks.gradients import answers
 from jax_advtrain.attacks.stepwise import fold_in
 
+# The draw of a stochastic model that classifies what an attack found: apart from those of the steps, counted from 0.
+_VERDICT_DRAW = 2**31 - 5
 
-def facts(norm, keep_images, logits_fn, images, labels, attacked, found) -> dict[str, jax.Array]:
+
+def facts(norm, keep_images, logits_fn, images, labels, keys, attacked, found) -> dict[str, jax.Array]:
     """What is told of attacked images, one entry a sample; `found` is the attack's result, or None where clean."""
-    outputs = logits_fn(attacked)
+    outputs = answers(logits_fn, attacked, keys, _VERDICT_DRAW)
     prediction = attacks.predict(outputs)
     none = jnp.zeros_like(prediction)
     return {

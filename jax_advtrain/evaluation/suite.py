@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax_advtrain import attacks
@@ -54,6 +54,16 @@ def parse_all(attack_texts: Iterable[str], *, binary: bool = False, where: str =
             raise ValueError(f"{where} holds {member.label} twice; give each attack once")
         seen.add(member.label)
     return members
+
+
+def check_norms(members: Iterable[Member], epsilons: Mapping[str, Sequence[float]], where: str = "members") -> None:
+    """Raises ValueError where there are radii ({norm: radii}), but none of a norm that an attack knows."""
+    norms = {norm for norm, radii in epsilons.items() if radii}
+    for member in members:
+        if norms and not norms & set(member.norms):
+            raise ValueError(
+                f"{where}: {member.label} knows the norms {', '.join(member.norms)}; give radii of one of them"
+            )
 
 
 def parse(text: str, *, binary: bool = False, where: str = "eval.attacks") -> Member:

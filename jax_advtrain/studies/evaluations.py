@@ -18,18 +18,21 @@ from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import evaluate as evaluation
 from jax_advtrain.evaluation import results, suite
 from jax_advtrain.evaluation.attack_dataset import attack_dataset, first, name_seed
+from jax_advtrain.evaluation.check_model import check_model
+from jax_advtrain.evaluation.check_model import lines as check_lines
 from jax_advtrain.reports import curves, images
 from jax_advtrain.studies import opening
 from jax_advtrain.training import experiment as experiments
-from jax_advtrain.training import loop, workdir
+from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
+from jax_advtrain.training.monitor import monitored_radius
 from jax_advtrain.training.state import TrainState
 
 _SETTINGS_NAME = "settings.json"
 _CURVE_NAME, _GALLERY_NAME = "accuracy_vs_radius.png", "images.png"
 # What of config.eval decides the numbers; batch size and figures do not.
-_DECISIVE = ("split", "attacks", "epsilons_linf", "epsilons_l2", "epsilons_l1", "num_samples")
+_DECISIVE = ("split", "attacks", "epsilons_linf", "epsilons_l2", "epsilons_l1", "num_samples", "check_samples")
 
 
 def evaluate_run(config: Any, folder: Path | str, display: Display | None = None) -> dict[str, Any]:
@@ -117,9 +120,11 @@ def evaluate_state(
             display.say(f"the {which} checkpoint is that of {twin}, which is evaluated already")
             found = results.read_results(twin)
             measured = results.records_of(found), results.read_per_sample(twin), found["model"]["bad_gradients"]
+            checked = [line for line in found["warnings"] if line not in results.masking_warnings(measured[0])]
         else:
+            checked = _check(config, display, experiment, state, data)
             measured = _measure(config, target, settings, display, experiment, state, data, which)
-        found = _write(config, target, data, settings, *measured)
+        found = _write(config, target, data, settings, *measured, checked)
         _forget_states(target)
     _draw(config, target, experiment, state, data, found)
     return found
@@ -167,6 +172,25 @@ def _measure(
         )
 
 
+def _check(config: Any, display: Display, experiment: Experiment, state: TrainState, data: Dataset) -> list[str]:
+    """What `check_model` says of the model at the radius of interest, as lines for results.json."""
+    if not config.eval.check_samples:
+        return []
+    norm, epsilon = monitored_radius(config)
+    few = first(data, config.eval.check_samples)
+    with display.working(f"checking the model on {len(few)} samples at {norm} {epsilon:g}"):
+        found = check_model(
+            experiment.logits_fn(state),
+            np.asarray(to_unit(few.images)),
+            few.labels,
+            norm=norm,
+            epsilon=epsilon,
+            seed=config.seed,
+            batch_size=config.eval.batch_size,
+        )
+    return check_lines(found)
+
+
 def _state_prefix(target: Path) -> str:
     return f".{target.name}.state-"
 
@@ -178,7 +202,9 @@ def _forget_states(target: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(config: Any, target: Path, data: Dataset, settings, records, per_sample, bad_gradients) -> dict[str, Any]:
+def _write(
+    config: Any, target: Path, data: Dataset, settings, records, per_sample, bad_gradients, checked: list[str]
+) -> dict[str, Any]:
     model = {
         **configs.plain(config.model),
         "defense": configs.plain(config.defense),
@@ -188,8 +214,10 @@ def _write(config: Any, target: Path, data: Dataset, settings, records, per_samp
     }
     if workdir.is_writer():
         workdir.write_json(target / _SETTINGS_NAME, settings)
-        results.write_results(target, model=model, data=data.fingerprint(), records=records, per_sample=per_sample)
-    return results.build_results(model, data.fingerprint(), records)
+        results.write_results(
+            target, model=model, data=data.fingerprint(), records=records, per_sample=per_sample, warnings=checked
+        )
+    return results.build_results(model, data.fingerprint(), records, checked)
 
 
 def _draw(config: Any, target: Path, experiment: Experiment, state: TrainState, data: Dataset, found) -> None:
@@ -204,7 +232,7 @@ def _draw(config: Any, target: Path, experiment: Experiment, state: TrainState, 
 
 def _draw_gallery(config: Any, path: Path, experiment: Experiment, state: TrainState, data: Dataset) -> None:
     """Clean, attacked and difference of a few images, under the monitor's last attack at its radius."""
-    norm, epsilon = loop.monitored_radius(config)
+    norm, epsilon = monitored_radius(config)
     few, logits_fn = first(data, config.eval.figures), experiment.logits_fn(state)
     member = experiments.members(experiment, suite.texts(config.monitor.attacks))[-1]
     clean = attack_dataset(None, logits_fn, few, experiment.mesh)

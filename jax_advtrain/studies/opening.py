@@ -45,6 +45,8 @@ def set_up(config: Any, folder: Path, *, is_training: bool = True) -> Experiment
     with config_errors():
         mesh = all_devices()
         validate(config, mesh.size)
+        if config.eval.check_samples and jax.process_count() > 1:
+            raise ConfigError("eval.check_samples needs one process; set it to 0, and check the model on one machine")
         refuse_other_run(config, folder)
         experiment = experiments.build(config, mesh)
         refuse_other_data(folder, experiment)

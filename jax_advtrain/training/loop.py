@@ -24,7 +24,7 @@ from jax_advtrain.training import feed, workdir
 from jax_advtrain.training.checkpoints import BEST, LAST, Checkpoints, Saved
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
-from jax_advtrain.training.monitor import monitor
+from jax_advtrain.training.monitor import monitor, monitored_radius
 from jax_advtrain.training.state import TrainState, shardings
 from jax_advtrain.training.step import make_step, means
 
@@ -210,15 +210,6 @@ def _monitored(experiment: Experiment, config: Any, state: TrainState) -> dict[s
         batch_size=config.eval.batch_size,
     )
     return {**found._asdict(), "norm": norm, "epsilon": epsilon}
-
-
-def monitored_radius(config: Any) -> tuple[str, float]:
-    """Norm and radius of the monitor: as given, else the defense's, the evaluation's middle one, or the ceiling."""
-    defense = config.defense
-    norm = config.monitor.norm or defense.get("norm", "linf")
-    evaluated = tuple(config.eval[f"epsilons_{norm}"])
-    middle = evaluated[len(evaluated) // 2] if evaluated else defense.get("eps_max", 0.1)
-    return norm, float(config.monitor.epsilon or defense.get("epsilon") or middle)
 
 
 def _margin_counter(experiment: Experiment) -> Callable[[jax.Array, float], margins.MarginCounts]:

@@ -1,7 +1,7 @@
 """How robust the model is while it trains: a few attacks on a fixed part of the validation set, each epoch."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -53,3 +53,12 @@ def monitor(
         )
         robust = robust & found.is_right
     return Monitored(float(np.mean(clean.is_right)), float(np.mean(robust)))
+
+
+def monitored_radius(config: Any) -> tuple[str, float]:
+    """Norm and radius of the monitor: as given, else the defense's, the evaluation's middle one, or the ceiling."""
+    defense = config.defense
+    norm = config.monitor.norm or defense.get("norm", "linf")
+    evaluated = tuple(config.eval[f"epsilons_{norm}"])
+    middle = evaluated[len(evaluated) // 2] if evaluated else defense.get("eps_max", 0.1)
+    return norm, float(config.monitor.epsilon or defense.get("epsilon") or middle)

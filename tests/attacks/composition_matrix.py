@@ -18,13 +18,14 @@ from jax_advtrain import attacks
 from jax_advtrain.attacks.apgd import apgd
 from jax_advtrain.attacks.at_radius import at_radius
 from jax_advtrain.attacks.autoattack import autoattack
-from jax_advtrain.attacks.compose import restarts, until_success, worst_of
+from jax_advtrain.attacks.compose import restarts, worst_of
 from jax_advtrain.attacks.eot import eot
 from jax_advtrain.attacks.fab import fab
 from jax_advtrain.attacks.rounded import rounded
 from jax_advtrain.attacks.square import square
 from jax_advtrain.attacks.targeting import targeted_at
 from jax_advtrain.attacks.temperature import temperature_sweep
+from jax_advtrain.attacks.until_success import until_success
 
 BATCH, CLASSES, EPSILON = 16, 4, 0.3
 

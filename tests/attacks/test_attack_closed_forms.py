@@ -7,7 +7,7 @@ import pytest
 from toy_problems import SHAPE, keys, lengths, linear, pixels, run, smooth_model, two_classes
 
 from jax_advtrain import attacks
-from jax_advtrain.attacks.compose import stronger
+from jax_advtrain.attacks.combine import stronger
 
 NORMS = ("linf", "l2")
 

@@ -19,13 +19,14 @@ from toy_problems import FEATURES, compiled, keys, lengths, linear, pixels, run,
 from jax_advtrain import attacks
 from jax_advtrain.attacks.at_radius import at_radius
 from jax_advtrain.attacks.combine import first_success, stronger
-from jax_advtrain.attacks.compose import restarts, until_success, worst_of
+from jax_advtrain.attacks.compose import restarts, worst_of
 from jax_advtrain.attacks.eot import eot
 from jax_advtrain.attacks.fab import fab
 from jax_advtrain.attacks.rounded import round_in_ball, rounded
 from jax_advtrain.attacks.stepwise import fold_in, parts
 from jax_advtrain.attacks.targeting import ranked_target, targeted_at
 from jax_advtrain.attacks.temperature import temperature_sweep, winners_by_class
+from jax_advtrain.attacks.until_success import until_success
 
 BATCH, CLASSES = 16, 4
 LABELS = np.arange(BATCH) % CLASSES

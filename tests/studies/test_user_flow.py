@@ -170,6 +170,16 @@ def test_evaluate_clean_alone_on_validation(command, tiny_config, copied_run):
     )
 
 
+@pytest.mark.slow
+def test_a_check_of_the_model_stands_among_the_warnings(command, refused, copied_run):
+    asked = ["--mode=evaluate", f"--workdir={copied_run}", "--config.eval.name=checked", "--config.eval.attacks="]
+    answer = command(*asked, "--config.eval.check_samples=30")
+    assert answer.code == 0 and "checking the model on 30 samples at linf" in answer.out, answer
+    found = results.read_results(copied_run / "eval/checked")
+    assert all(line.startswith("check_model, ") for line in found["warnings"])
+    refused([*asked, "--config.eval.check_samples=20"], "holds another evaluation: check_samples (30 there, 20 here)")
+
+
 # --- Margins ---
 
 
