@@ -5,40 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toy_problems import keys, lengths, linear, run, two_classes
+from toy_problems import keys, lengths, poisoned_problem, run, two_classes
 
 from jax_advtrain import attacks
 
 STEPS = 4
-
-
-@jax.custom_vjp
-def poisoned(images, factor, added):
-    """The images; on the way back the gradient becomes gradient * factor + added."""
-    return images
-
-
-poisoned.defvjp(
-    lambda images, factor, added: (images, (factor, added)),
-    lambda kept, gradient: (gradient * kept[0] + kept[1], jnp.zeros_like(kept[0]), jnp.zeros_like(kept[1])),
-)
-
-
-def poisoned_linear(weights, factor, added, images):
-    return linear(weights, poisoned(images, factor, added))
-
-
-def problem():
-    """Eight samples: 0 and 7 healthy, 1 zero, 2 NaN, 3 inf, 4 -inf, 5 NaN in one pixel only, 6 huge."""
-    logits_fn, images, labels, distances = two_classes(batch=8)
-    factor, added = np.ones(images.shape, np.float32), np.zeros(images.shape, np.float32)
-    factor[1] = 0
-    added[2], added[3], added[4] = np.nan, np.inf, -np.inf
-    added[5, 0, 0, 0] = np.nan
-    factor[6] = 1e30
-    bad = jax.tree_util.Partial(poisoned_linear, *logits_fn.args, jnp.asarray(factor), jnp.asarray(added))
-    good = jax.tree_util.Partial(poisoned_linear, *logits_fn.args, jnp.ones_like(images), jnp.zeros_like(images))
-    return bad, good, images, labels, distances
 
 
 @pytest.mark.parametrize(
@@ -53,7 +24,7 @@ def problem():
     ids=["linf", "l2", "given start", "adam linf", "adam l2"],
 )
 def test_bad_gradients_stay_where_they_are_and_are_counted(norm, start, optimizer):
-    bad, good, images, labels, distances = problem()
+    bad, good, images, labels, distances = poisoned_problem()
     epsilon = 1.5 * distances[norm]
     attack = attacks.pgd(norm=norm, epsilon=0.0, num_steps=STEPS, optimizer=optimizer, loss="lm", start="clean")
     still = images if start == "clean" else images + np.float32(0.01)
@@ -76,7 +47,7 @@ def test_bad_gradients_stay_where_they_are_and_are_counted(norm, start, optimize
 
 
 def test_boundary_search_and_composed_attacks_report_the_counts():
-    bad, good, images, labels, distances = problem()
+    bad, good, images, labels, distances = poisoned_problem()
     epsilon = 1.5 * distances["l2"]
     ascent = attacks.pgd(norm="l2", epsilon=0.0, num_steps=STEPS, loss="lm", start="clean")
     for compact in (False, True):

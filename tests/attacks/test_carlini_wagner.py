@@ -9,7 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from toy_problems import FEATURES, SHAPE, compiled, keys, lengths, linear, pixels, run, same_bits, smooth_model
+from toy_problems import (
+    FEATURES,
+    SHAPE,
+    compiled,
+    keys,
+    lengths,
+    linear,
+    pixels,
+    poisoned_models,
+    run,
+    same_bits,
+    smooth_model,
+)
 from toy_problems import two_classes as near_the_boundary
 
 from jax_advtrain import attacks
@@ -231,29 +243,12 @@ def test_results_stay_in_the_box_and_in_each_samples_radius(dtype, seed):
     assert same_bits(permuted.images, found.images[order])
 
 
-@jax.custom_vjp
-def poisoned(images, factor, added):
-    """The images; on the way back the gradient becomes gradient * factor + added."""
-    return images
-
-
-poisoned.defvjp(
-    lambda images, factor, added: (images, (factor, added)),
-    lambda kept, gradient: (gradient * kept[0] + kept[1], jnp.zeros_like(kept[0]), jnp.zeros_like(kept[1])),
-)
-
-
-def broken(weights, factor, added, images):
-    return linear(weights, poisoned(images, factor, added))
-
-
 def test_bad_gradients_stay_where_they_are_and_are_counted():
     logits_fn, images, labels, _ = near_the_boundary()
     factor, added = np.ones_like(images), np.zeros_like(images)
     factor[1], factor[6] = 0, 1e38
     added[2], added[3] = np.nan, np.inf
-    bad = jax.tree_util.Partial(broken, *logits_fn.args, jnp.asarray(factor), jnp.asarray(added))
-    good = jax.tree_util.Partial(broken, *logits_fn.args, jnp.ones_like(factor), jnp.zeros_like(added))
+    bad, good = poisoned_models(logits_fn, factor, added)
     found, healthy = (run(carlini_wagner(), keys(BATCH), model, images, labels) for model in (bad, good))
     assert np.all(np.isfinite(found.images))
     np.testing.assert_array_equal(found.zero_gradients, np.where(np.arange(BATCH) == 1, STEPS, 0))

@@ -14,7 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from toy_problems import FEATURES, compiled, keys, lengths, linear, pixels, run, same_bits, smooth_model, two_classes
+from toy_problems import (
+    FEATURES,
+    compiled,
+    keys,
+    lengths,
+    linear,
+    pixels,
+    right_labels,
+    run,
+    same_bits,
+    smooth_model,
+    two_classes,
+)
 
 from jax_advtrain import attacks
 from jax_advtrain.attacks.at_radius import at_radius
@@ -22,10 +34,10 @@ from jax_advtrain.attacks.combine import first_success, stronger
 from jax_advtrain.attacks.compose import restarts, worst_of
 from jax_advtrain.attacks.eot import eot
 from jax_advtrain.attacks.fab import fab
-from jax_advtrain.attacks.rounded import round_in_ball, rounded
+from jax_advtrain.attacks.rounded import rounded
 from jax_advtrain.attacks.stepwise import fold_in, parts
 from jax_advtrain.attacks.targeting import ranked_target, targeted_at
-from jax_advtrain.attacks.temperature import temperature_sweep, winners_by_class
+from jax_advtrain.attacks.temperature import temperature_sweep
 from jax_advtrain.attacks.until_success import until_success
 
 BATCH, CLASSES = 16, 4
@@ -59,10 +71,6 @@ def pgd(**settings):
 
 def model(scale=2.0):
     return smooth_model(scale=scale, classes=CLASSES)
-
-
-def right_labels(logits_fn, images):
-    return np.asarray(jnp.argmax(logits_fn(jnp.asarray(images)), axis=1), np.int32)
 
 
 @jax.jit
@@ -250,116 +258,6 @@ def test_at_radius_succeeds_exactly_above_the_distance(norm):
     assert same_bits(wrong.images, images) and not np.any(wrong.is_right)
     half = run(dataclasses.replace(attack, epsilon=np.where(np.arange(8) < 4, 1.5, 0.5) * true), keys(8), logits_fn, images, labels)  # fmt: skip # noqa: E501
     np.testing.assert_array_equal(half.is_right, np.arange(8) >= 4)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
-@pytest.mark.parametrize("on_grid", [True, False])
-def test_rounding_stays_in_the_ball_and_near(norm, on_grid):
-    random, levels, batch = np.random.default_rng(0), 255, 40
-    clean = random.uniform(size=(batch, 30))
-    clean = (np.round(clean * levels) / levels if on_grid else clean).astype(np.float32)
-    noise = random.normal(size=clean.shape)
-    # From far below one level to many; whole levels too, and on every second sample few pixels.
-    noise *= (10.0 ** random.uniform(-3, 1, size=(batch, 1)) / levels) * (random.uniform(size=clean.shape) < 0.7)
-    noise[::4] = np.round(noise[::4] * levels) / levels
-    found = np.clip(clean + noise, 0, 1).astype(np.float32)
-
-    def length(perturbation):
-        flat = np.abs(perturbation.astype(np.float64))
-        return {"linf": flat.max(1), "l2": np.sqrt((flat**2).sum(1)), "l1": flat.sum(1), "l0": (flat > 0).sum(1)}[norm]
-
-    epsilon = length(found - clean)
-    images = np.asarray(round_in_ball(found, clean, jnp.asarray(epsilon, jnp.float32), norm, levels))
-    moved = images != clean
-    index = images.astype(np.float64) * levels
-    assert np.all(np.abs(index - np.round(index))[moved] < 1e-4)
-    # Each pixel within one level of what was attacked, on the same side of the clean one, and in the ball.
-    assert np.all(np.abs(images - found) * levels < 1.001)
-    assert np.all((images - clean) * np.sign(found - clean) >= -1e-6)
-    assert np.all(length(images - clean) <= epsilon + 2e-3 / levels * (30 if norm == "l1" else 6))
-    if on_grid:
-        # No pixel could be nearer to what was attacked, alone, without leaving the ball.
-        for way in (np.floor, np.ceil):
-            other = way(np.round(found.astype(np.float64) * levels, 3)) / levels
-            better = np.abs(other - found) < np.abs(images - found) - 1e-3 / levels
-            for row, pixel in zip(*np.nonzero(better), strict=True):
-                changed = images[row : row + 1].copy()
-                changed[0, pixel] = other[row, pixel]
-                if norm in ("linf", "l0"):
-                    assert length(changed - clean[row : row + 1])[0] > epsilon[row] + 1e-6
-    nothing = jnp.zeros(batch)
-    if on_grid:
-        assert same_bits(round_in_ball(clean, clean, nothing, norm, levels), clean)
-    # Rounding a second time changes nothing.
-    again = round_in_ball(images, clean, jnp.asarray(epsilon, jnp.float32), norm, levels)
-    np.testing.assert_allclose(again, images, atol=1e-7)
-
-
-def test_rounding_away_in_l2_spends_the_radius_on_what_gains_most():
-    levels, clean = 10, jnp.full((1, 3), 0.5)
-    found = clean + jnp.array([[0.09, 0.08, 0.07]])
-    # A level each costs 1: of the squared radius 1.94 the first pixel gets one, and no other.
-    radius = jnp.sqrt(jnp.sum(jnp.square(found - clean), axis=1))
-    np.testing.assert_allclose(round_in_ball(found, clean, radius, "l2", levels), [[0.6, 0.5, 0.5]], atol=1e-6)
-    np.testing.assert_allclose(round_in_ball(found, clean, 2 * radius, "l2", levels), [[0.6, 0.6, 0.6]], atol=1e-6)
-
-
-def test_rounded_tells_of_the_rounded_image():
-    logits_fn, images, labels, distances = two_classes()
-    images = (np.round(images * 255) / 255).astype(np.float32)
-    labels = right_labels(logits_fn, images)
-    attack = pgd(epsilon=0.0, num_steps=10, start="clean")
-    epsilon = np.linspace(0.9, 1.6, 8) * distances["linf"]
-    found = run(rounded(attack), keys(8), logits_fn, images, labels, epsilon=epsilon)
-    np.testing.assert_array_equal(found.is_right, attacks.is_right(logits_fn(found.images), labels))
-    np.testing.assert_allclose(found.score, attacks.classification_margin(logits_fn(found.images), labels), atol=1e-5)
-    levels = found.images * 255
-    assert np.abs(levels - np.round(levels)).max() < 1e-4
-    assert np.all(lengths(found.images - images, "linf") <= epsilon * (1 + 1e-5))
-    # Rounding costs: below two levels, only one is left.
-    coarse = run(rounded(attack, 3), keys(8), logits_fn, images * 0 + 1 / 3, labels, epsilon=0.3)
-    assert same_bits(coarse.images, images * 0 + np.float32(1 / 3))
-    nothing = run(rounded(attack), keys(8), logits_fn, images, labels, epsilon=0 * epsilon)
-    assert same_bits(nothing.images, images)
-    assert rounded(attack).passes == attack.passes + 1
-
-
-def test_temperature_one_is_the_attack_bit_for_bit():
-    images, logits_fn = pixels(BATCH), model()
-    attack = pgd(num_steps=10)
-    plain = run(attack, keys(BATCH), logits_fn, images, LABELS)
-    tempered = dataclasses.replace(attack, loss=attacks.with_temperature("ce", 1.0))
-    sweep = temperature_sweep(attack, [1.0])
-    for other in (tempered, sweep):
-        for one, two in zip(plain, run(other, keys(BATCH), logits_fn, images, LABELS), strict=True):
-            assert same_bits(one, two)
-
-
-@pytest.mark.parametrize("per_class", [False, True])
-def test_a_sweep_is_the_strongest_of_its_temperatures_and_counts_who_won(per_class):
-    images, logits_fn, attack = pixels(BATCH, seed=1), model(8.0), pgd(epsilon=0.12, num_steps=4, start="clean")
-    labels = right_labels(logits_fn, images)
-    scale = np.array([1.0, 0.05, 30.0])
-    if per_class:
-        scale = scale[:, None] * np.array([1.0, 0.5, 2.0, 3.0])
-    sweep = temperature_sweep(attack, scale, per_class=per_class)
-    found = run(sweep, keys(BATCH), logits_fn, images, labels)
-    alone = []
-    for temperature in scale:
-        loss = attacks.with_temperature("ce", temperature, per_class=per_class)
-        alone.append(run(dataclasses.replace(attack, loss=loss), keys(BATCH), logits_fn, images, labels))
-    scores = np.stack([result.score for result in alone])
-    np.testing.assert_allclose(found.score, scores.max(axis=0), atol=1e-4)
-    np.testing.assert_array_equal(found.is_right, np.all([result.is_right for result in alone], axis=0))
-    picked = scores[found.winner, np.arange(BATCH)]
-    np.testing.assert_allclose(picked, scores.max(axis=0), atol=1e-4)
-    assert len(set(found.winner)) > 1
-    counts = winners_by_class(found, labels, CLASSES, 3)
-    expected = np.zeros((3, CLASSES), int)
-    for winner, label, right in zip(found.winner, labels, found.is_right, strict=True):
-        expected[winner, label] += not right
-    np.testing.assert_array_equal(counts, expected)
-    assert 0 < expected.sum() < BATCH
 
 
 @pytest.mark.slow

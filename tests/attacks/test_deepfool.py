@@ -5,9 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from test_attack_bad_gradients import problem
 from test_hyperplane import many_classes, size_of, solved
-from toy_problems import SHAPE, keys, linear, pixels, run, same_bits, smooth_model, tanh_network, two_classes
+from toy_problems import (
+    SHAPE,
+    keys,
+    linear,
+    pixels,
+    poisoned_problem,
+    run,
+    same_bits,
+    smooth_model,
+    tanh_network,
+    two_classes,
+)
 
 from jax_advtrain import attacks
 from jax_advtrain.attacks.deepfool import deepfool
@@ -155,7 +165,7 @@ def test_a_given_start():
 
 
 def test_bad_gradients_are_counted_and_do_no_harm():
-    bad, good, images, labels, _ = problem()
+    bad, good, images, labels, _ = poisoned_problem()
     found = run(deepfool(num_steps=4), keys(BATCH), bad, images, labels)
     healthy = run(deepfool(num_steps=4), keys(BATCH), good, images, labels)
     assert np.all(np.isfinite(found.images)) and np.all(np.isfinite(found.score))

@@ -7,9 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from test_attack_bad_gradients import problem
 from test_hyperplane import many_classes, size_of, solved
-from toy_problems import SHAPE, keys, linear, pixels, run, same_bits, smooth_model, tanh_network, two_classes
+from toy_problems import (
+    SHAPE,
+    keys,
+    linear,
+    pixels,
+    poisoned_problem,
+    run,
+    same_bits,
+    smooth_model,
+    tanh_network,
+    two_classes,
+)
 
 from jax_advtrain import attacks
 from jax_advtrain.attacks.fab import fab
@@ -162,7 +172,7 @@ def test_random_starts_lie_at_half_the_radius(norm):
 
 
 def test_bad_gradients_are_counted_and_do_no_harm():
-    bad, good, images, labels, distances = problem()
+    bad, good, images, labels, distances = poisoned_problem()
     attack = attack_of("l2")
     found = run(attack, keys(BATCH), bad, images, labels)
     healthy = run(attack, keys(BATCH), good, images, labels)

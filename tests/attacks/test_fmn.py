@@ -16,6 +16,7 @@ from toy_problems import (
     keys,
     linear,
     pixels,
+    poisoned_models,
     run,
     same_bits,
     smooth_model,
@@ -302,30 +303,13 @@ def test_a_samples_result_depends_on_nothing_but_itself(norm):
             np.testing.assert_allclose(one[2:4], other, atol=1e-4)
 
 
-@jax.custom_vjp
-def poisoned(images, factor, added):
-    """The images; on the way back the gradient becomes gradient * factor + added."""
-    return images
-
-
-poisoned.defvjp(
-    lambda images, factor, added: (images, (factor, added)),
-    lambda kept, gradient: (gradient * kept[0] + kept[1], jnp.zeros_like(kept[0]), jnp.zeros_like(kept[1])),
-)
-
-
-def broken(weights, factor, added, images):
-    return linear(weights, poisoned(images, factor, added))
-
-
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_bad_gradients_stay_where_they_are_and_are_counted(norm):
     logits_fn, images, labels, _ = two_classes()
     factor, added = np.ones_like(images), np.zeros_like(images)
     factor[1], factor[5], factor[6] = 0, 1e-30, 1e38
     added[2], added[3] = np.nan, np.inf
-    bad = jax.tree_util.Partial(broken, *logits_fn.args, jnp.asarray(factor), jnp.asarray(added))
-    good = jax.tree_util.Partial(broken, *logits_fn.args, jnp.ones_like(factor), jnp.zeros_like(added))
+    bad, good = poisoned_models(logits_fn, factor, added)
     attack = fmn(norm=norm)
     found, healthy = (run(attack, keys(BATCH), model, images, labels) for model in (bad, good))
     assert np.all(np.isfinite(found.images))

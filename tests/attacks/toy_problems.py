@@ -34,6 +34,46 @@ def smooth_model(seed: int = 0, classes: int = 3, scale: float = 1.0) -> jax.tre
     return jax.tree_util.Partial(tanh_network, (jnp.asarray(first), jnp.asarray(second)))
 
 
+def right_labels(logits_fn, images) -> np.ndarray:
+    """What the model takes the images for."""
+    return np.asarray(jnp.argmax(logits_fn(jnp.asarray(images)), axis=1), np.int32)
+
+
+@jax.custom_vjp
+def _poisoned(images, factor, added):
+    """The images; on the way back the gradient becomes gradient * factor + added."""
+    return images
+
+
+_poisoned.defvjp(
+    lambda images, factor, added: (images, (factor, added)),
+    lambda kept, gradient: (gradient * kept[0] + kept[1], jnp.zeros_like(kept[0]), jnp.zeros_like(kept[1])),
+)
+
+
+def poisoned_linear(weights, factor, added, images):
+    """A linear model whose gradient is spoilt: gradient * factor + added."""
+    return linear(weights, _poisoned(images, factor, added))
+
+
+def poisoned_models(logits_fn, factor, added):
+    """A linear model with a spoilt gradient, and the same program with its own."""
+    bad = jax.tree_util.Partial(poisoned_linear, *logits_fn.args, jnp.asarray(factor), jnp.asarray(added))
+    good = jax.tree_util.Partial(poisoned_linear, *logits_fn.args, jnp.ones_like(factor), jnp.zeros_like(added))
+    return bad, good
+
+
+def poisoned_problem():
+    """Eight samples: 0 and 7 healthy, 1 zero, 2 NaN, 3 inf, 4 -inf, 5 NaN in one pixel only, 6 huge."""
+    logits_fn, images, labels, distances = two_classes(batch=8)
+    factor, added = np.ones(images.shape, np.float32), np.zeros(images.shape, np.float32)
+    factor[1] = 0
+    added[2], added[3], added[4] = np.nan, np.inf, -np.inf
+    added[5, 0, 0, 0] = np.nan
+    factor[6] = 1e30
+    return *poisoned_models(logits_fn, factor, added), images, labels, distances
+
+
 def pixels(batch: int, seed: int = 0, low: float = 0.0, high: float = 1.0) -> np.ndarray:
     """Random images of shape SHAPE; where the range is [0, 1] some pixels lie exactly on its ends."""
     random = np.random.default_rng(seed)
