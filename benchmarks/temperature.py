@@ -98,9 +98,7 @@ def main() -> None:
         print(f"{kind} trained in {time.perf_counter() - started:.0f} s", flush=True)
         for epsilon in (0.2, 0.3):
             ask = partial(run, key=jax.random.key(0), logits_fn=model, epsilon=epsilon)
-            alone = {
-                T: ask(attacks.pgd(norm="linf", epsilon=0.0, num_steps=20, loss=_tempered(T))) for T in TEMPERATURES
-            }
+            alone = {T: ask(_pgd(attacks.with_temperature("ce", T))) for T in TEMPERATURES}
             assert bool(jnp.array_equal(alone[1.0].images, ask(pgd).images)), "T = 1 is PGD bit for bit"
             union, restarts = ask(sweep), ask(attacks.restarts(pgd, len(TEMPERATURES)))
             margin = ask(_pgd("lm"))
