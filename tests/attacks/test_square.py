@@ -232,6 +232,7 @@ def test_a_samples_result_depends_on_its_key_and_not_on_its_batch(norm):
     assert np.sum((another.images != plain.images).any(axis=(1, 2, 3))) >= BATCH // 2
 
 
+@pytest.mark.slow
 def test_neither_jit_nor_waiting_for_the_last_sample_changes_a_result():
     attack, model, images = square(norm="l2", epsilon=0.2, num_steps=12), smooth_model(), pixels(BATCH, 1)
     labels = np.argmax(model(images), axis=1)
@@ -241,7 +242,7 @@ def test_neither_jit_nor_waiting_for_the_last_sample_changes_a_result():
         np.testing.assert_allclose(found.images, plain.images, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l1", marks=pytest.mark.slow)])
 def test_square_under_shard_map_and_vmap_and_with_new_numbers(norm):
     images, model, radii = pixels(BATCH), smooth_model(), np.array([0.0, 0.1, 0.4], np.float32)
     traces = []

@@ -38,10 +38,13 @@ def model():
 @pytest.mark.parametrize(
     "attack",
     [
-        attacks.eot(attacks.pgd(norm="linf", epsilon=0.0, num_steps=4), 3),
-        attacks.autoattack(norm="linf", epsilon=0.0, version="rand", num_steps=4, eot_passes=3),
+        pytest.param(attacks.eot(attacks.pgd(norm="linf", epsilon=0.0, num_steps=4), 3), id="pgd"),
+        pytest.param(
+            attacks.autoattack(norm="linf", epsilon=0.0, version="rand", num_steps=4, eot_passes=3),
+            id="autoattack-rand",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["pgd", "autoattack-rand"],
 )
 def test_samples_fall_where_the_noise_allows_it(samples, attack, active_set):
     data, distances = samples
@@ -64,6 +67,7 @@ def test_verdicts_follow_the_seed_and_the_sample(samples):
     assert 0.5 * NOISE < noise.std() < 1.6 * NOISE
 
 
+@pytest.mark.slow
 def test_a_suite_and_its_state_go_on(samples, tmp_path):
     data, _ = samples
     members = ["autoattack:version=rand:num_steps=4:eot_passes=2"]
