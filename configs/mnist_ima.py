@@ -1,8 +1,8 @@
 """IMA on MNIST, L-inf, from a prepared TFDS folder: --config.data.data_dir=DIR.
 
 Whole training set but for 5,000 validation images. Measured with --config.defense.eps_max=0.5 --config.epochs=60: the
-margins are at equilibrium after 28 epochs (about 60 s each on 2 quiet cores); 0.985 clean, worst of two PGD 0.928 at 0.3
-(benchmarks/results/mnist_full.md). README's table is of 10,000 training images (benchmarks/mnist_reference.py).
+margins are at equilibrium after 28 epochs (about 60 s each on 2 quiet cores); 0.985 clean, worst of two PGD 0.928 at
+0.3 (benchmarks/results/mnist_full.md). README's table is of 10,000 training images (benchmarks/mnist_reference.py).
 """
 
 from jax_advtrain.config import base
