@@ -142,12 +142,10 @@ def _names(config: Any) -> None:
 
 
 def _model(model: Mapping[str, Any]) -> None:
-    name = str(model.get("name"))
-    if name not in models.NETWORKS:
-        raise ConfigError(unknown_name("model.name", name, models.NETWORKS))
-    for field in model:
-        if field != "name" and field not in models.field_names(name):
-            raise ConfigError(unknown_name(f"model {name!r}: field", field, models.field_names(name)))
+    try:
+        models.check(model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _defense(where: str, spec: Any, *, one_logit: bool) -> None:

@@ -116,7 +116,7 @@ TINY = "--config={tiny}"
         ([TINY, "--config.optimizer.learning_rate=-1"], ["optimizer.learning_rate is -1.0"]),
         ([TINY, "--config.optimizer.learning_rate=nan"], ["optimizer.learning_rate is nan"]),
         ([TINY, "--config.batch_size=30"], ["batch_size is 30; give a multiple of num_shards = 8"]),
-        ([TINY, "--config.model.name=resnet"], ["model.name 'resnet' is not known; valid: mlp, small_cnn"]),
+        ([TINY, "--config.model.name=resnett"], ["model.name 'resnett' is not known (did you mean 'resnet'?)"]),
         ([TINY, "--config.defense.name=trades"], ["defense 'trades' is not known", "standard, pgd_at, ima"]),
         ([TINY, "--config.defense.norm=l3"], ["norm is 'l3'; the norms are linf, l2, l1"]),
         ([TINY, "--config.defense.attack_loss=hinge"], ["'hinge' is not known"]),

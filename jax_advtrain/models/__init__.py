@@ -10,5 +10,7 @@ from jax_advtrain.models.functional import split as split
 from jax_advtrain.models.layers import Conv as Conv
 from jax_advtrain.models.layers import Dense as Dense
 from jax_advtrain.models.registry import NETWORKS as NETWORKS
+from jax_advtrain.models.registry import check as check
 from jax_advtrain.models.registry import create as create
 from jax_advtrain.models.registry import field_names as field_names
+from jax_advtrain.models.registry import network_class as network_class

@@ -59,8 +59,8 @@ def conv2d(
       strides: vertical and horizontal step.
       padding: zeros ((before, after) of the height, (before, after) of the width).
       lowering: `"direct"` is XLA's own convolution and gradients; `"flipped"` writes the input gradient as an ordinary
-        NHWC/HWIO/NHWC convolution (reverse mode only: no `jax.jvp`); `"patches"` concatenates shifted slices
-        and takes one matrix product; `"auto"` asks `conv_lowering`.
+        NHWC/HWIO/NHWC convolution (reverse mode only: no `jax.jvp`); `"patches"` gathers patches (concatenated slices,
+        or a transposition where they tile the image) and takes one matrix product; `"auto"` asks `conv_lowering`.
 
     Returns:
       (B, H', W', F) in the dtype of the images; H' = (H + before + after - rows) // stride + 1.
@@ -97,6 +97,8 @@ def _direct(images, kernel, strides, padding):
 
 def _patches(images, kernel, strides, padding):
     out_height, out_width = _out_size(images.shape, kernel.shape, strides, padding)
+    if strides == kernel.shape[:2] and padding == ((0, 0), (0, 0)):
+        return _tiles(images, kernel, out_height, out_width)
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     batch, _, _, channels = images.shape
     slices = [
@@ -110,6 +112,15 @@ def _patches(images, kernel, strides, padding):
         for column in range(kernel.shape[1])
     ]
     return jnp.dot(jnp.concatenate(slices, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
+
+
+def _tiles(images, kernel, out_height, out_width):
+    # patches that neither overlap nor leave gaps (a transformer's): a transposition instead of 16 x 16 slices
+    rows, columns, channels, features = kernel.shape
+    tiles = images[:, : out_height * rows, : out_width * columns]
+    tiles = tiles.reshape(images.shape[0], out_height, rows, out_width, columns, channels).swapaxes(2, 3)
+    patches = tiles.reshape(images.shape[0], out_height, out_width, rows * columns * channels)
+    return jnp.dot(patches, kernel.reshape(-1, features))
 
 
 def _flipped(images, kernel, strides, padding):

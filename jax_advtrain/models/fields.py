@@ -1,7 +1,7 @@
 """Checks of the fields of a network's config: each answers bad input with one line."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
 
@@ -10,9 +10,31 @@ from jax_advtrain.models.convolution import LOWERINGS
 
 def widths(field: str, value) -> tuple[int, ...]:
     """A sequence of layer widths, each an int >= 1 (empty allowed), as a tuple."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(_is_count(width) for width in value):
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(_is_width(width) for width in value):
         raise ValueError(f"model.{field} = {value!r}: expected a list of whole numbers >= 1")
     return tuple(int(width) for width in value)
+
+
+def count(field: str, value, least: int = 1) -> int:
+    """A whole number >= least."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"model.{field} = {value!r}: expected a whole number >= {least}")
+    return value
+
+
+def choice(field: str, value, valid: Iterable):
+    """One of a few values."""
+    if isinstance(value, bool) or value not in tuple(valid):
+        raise ValueError(f"model.{field} = {value!r}: expected one of {', '.join(map(str, valid))}")
+    return value
+
+
+def image_sizes(network: str, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(height, width, channels) of the images of a network that takes nothing else."""
+    if len(image_shape) != 3:
+        raise ValueError(f"{network} takes images of shape (height, width, channels), not {tuple(image_shape)}")
+    height, width, channels = image_shape
+    return height, width, channels
 
 
 def flag(field: str, value) -> bool:
@@ -52,10 +74,8 @@ def compute_dtype(value) -> str | None:
 
 def lowering(value) -> str:
     """The name of a convolution lowering, `"auto"` included."""
-    if value not in ("auto", *LOWERINGS):
-        raise ValueError(f"model.lowering = {value!r}: expected one of auto, {', '.join(LOWERINGS)}")
-    return value
+    return choice("lowering", value, ("auto", *LOWERINGS))
 
 
-def _is_count(value) -> bool:
+def _is_width(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -50,15 +50,13 @@ class SmallCNN(nnx.Module):
         lowering: str = "auto",
         rngs: nnx.Rngs,
     ):
-        if len(image_shape) != 3:
-            raise ValueError(f"small_cnn takes images of shape (height, width, channels), not {tuple(image_shape)}")
-        self.mean, self.std = fields.normalisation(mean, std, image_shape[-1])
+        height, width, in_channels = fields.image_sizes("small_cnn", image_shape)
+        self.mean, self.std = fields.normalisation(mean, std, in_channels)
         self.dtype = fields.compute_dtype(dtype)
         channels, hidden = fields.widths("channels", channels), fields.widths("hidden", hidden)
         with_norm, lowering = fields.flag("batch_norm", batch_norm), fields.lowering(lowering)
         self.num_convs, self.num_dense = len(channels), len(hidden) + 1
 
-        height, width, in_channels = image_shape
         for index, features in enumerate(channels):
             conv = Conv(
                 in_channels,

@@ -229,9 +229,9 @@ def test_one_logit_is_squeezed_and_points_are_taken():
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"name": "smal_cnn"}, ["'smal_cnn'", "did you mean 'small_cnn'", "mlp, small_cnn"]),
-        ({"name": 3}, ["3", "mlp, small_cnn"]),
-        ({}, ["no name", "mlp, small_cnn"]),
+        ({"name": "smal_cnn"}, ["'smal_cnn'", "did you mean 'small_cnn'", "mlp, preact_resnet, resnet, small_cnn"]),
+        ({"name": 3}, ["3", "valid: mlp, preact_resnet", "a class of your own: module.Class"]),
+        ({}, ["no name", "mlp, preact_resnet"]),
         ({"name": "mlp", "hiden": (3,)}, ["'hiden'", "did you mean 'hidden'", "hidden, mean, std, dtype"]),
         ({"name": "mlp", "rngs": 3}, ["'rngs'"]),
         ({"name": "mlp", "image_shape": (3,)}, ["'image_shape'"]),

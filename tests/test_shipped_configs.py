@@ -1,0 +1,39 @@
+"""Every config in configs/ is valid, and its network takes the images of its data set; nothing is computed."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from jax_advtrain.config_check import validate
+
+FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(file: Path):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_is_valid_and_says_what_it_is(file):
+    module = load(file)
+    config = module.get_config()
+    validate(config, 1)
+    assert module.__doc__ and config.data.name in ("digits", "moons", *_names_of(file))
+    assert config.defense.name in {"ima", "pgd_at", "standard"}
+
+
+def _names_of(file: Path) -> tuple[str, ...]:
+    """TFDS names that start as the file does: svhn_ima.py trains on svhn_cropped."""
+    first = file.stem.split("_")[0]
+    return (first, f"{first}_cropped")
+
+
+def test_each_set_has_both_methods():
+    stems = {file.stem for file in FILES}
+    for name in ("mnist", "cifar10", "cifar100", "svhn", "stl10"):
+        assert {f"{name}_ima", f"{name}_pgd_at"} <= stems
