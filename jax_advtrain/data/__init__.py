@@ -1,7 +1,8 @@
 """Data: labelled images with stable sample ids, the order in which training visits them, and augmentation.
 
-`load(config)` is the one entry. It opens a source by name (any prepared TFDS set, a .npz file, scikit-learn's digits,
-two moons), chooses which records train, validate and test, and reads those into memory.
+`load(config)` is the one entry. It opens a source by name (any prepared TFDS set, a .npz file, a folder of images,
+scikit-learn's digits, two moons), leaves out the classes that are not wanted, chooses which records train, validate and
+test, and reads those into memory. `python -m jax_advtrain.data.prepare` prepares TFDS sets.
 """
 
 from jax_advtrain.data import augment as augment

@@ -20,8 +20,11 @@ class Dataset:
       ids: int64 (N,), position of the record in the source split `split`. It depends on nothing else: the same record
         has the same id whatever subset, order or seed it was loaded with.
       class_names: one name a class.
-      version: version of the source, e.g. "3.0.1"; of a .npz file the hash of its bytes.
+      version: version of the source, e.g. "3.0.1"; of a .npz file the hash of its bytes, of an image folder that of its
+        paths and file sizes. Images that were resized say so: "3.0.1-64x64".
       split: the source split that the ids count in. A validation set carved from train says "train".
+      kept_classes: numbers, in the source, of the classes that stayed where others were left out (data.classes,
+        data.exclude_classes), rising; None: all are here. Where labels were renumbered, label k is kept_classes[k].
 
     Raises ValueError where shapes or dtypes are others, a label is outside the classes, an id is doubled or negative,
     or a float pixel is NaN or outside [0,1].
@@ -34,6 +37,7 @@ class Dataset:
     class_names: tuple[str, ...]
     version: str = ""
     split: str = "train"
+    kept_classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_arrays(self)
@@ -57,7 +61,7 @@ class Dataset:
 
         Per-sample state belongs to samples: a set prepared anew in another order, or another subset, changes a hash.
         """
-        return {
+        found = {
             "name": self.name,
             "version": self.version,
             "split": self.split,
@@ -65,6 +69,10 @@ class Dataset:
             "labels_sha256": hashlib.sha256(self.labels.astype("<i4").tobytes()).hexdigest(),
             "ids_sha256": hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest(),
         }
+        # Only where classes were left out: workdirs of before hold fingerprints without it.
+        if self.kept_classes is not None:
+            found |= {"kept_classes": list(self.kept_classes), "num_classes": self.num_classes}
+        return found
 
 
 class Splits(NamedTuple):

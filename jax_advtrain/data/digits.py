@@ -11,22 +11,18 @@ The splits are fixed. In each class, samples are ordered by `permutation(count, 
 import contextlib
 import functools
 import io
-import os
-import shutil
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jax_advtrain.data.permutation import DIGITS, permutation
+from jax_advtrain.data.placing import ABANDONED_AFTER_SECONDS, place
 from jax_advtrain.data.source import Source
 from jax_advtrain.data.tfds_source import default_data_dir, open_tfds
 
 VERSION = "1.0.0"
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
-ABANDONED_AFTER_SECONDS = 3600
 
 
 def open_digits(config: dict[str, Any]) -> Source:
@@ -43,25 +39,12 @@ def prepare(data_dir: Path) -> Path:
     two at once the first one wins and the other takes its result.
     """
     final = data_dir / "digits" / VERSION
-    if final.exists():
-        return final
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(final.parent)
-        workplace = Path(tempfile.mkdtemp(prefix="incomplete.", dir=final.parent))
-        try:
-            _write(workplace)
-            with contextlib.suppress(OSError):  # another process was first; if it was not, the check below tells
-                os.rename(workplace / "digits" / VERSION, final)
-        finally:
-            shutil.rmtree(workplace, ignore_errors=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(
-            f"cannot prepare digits in {final.parent}: {reason}; set data.data_dir to another folder"
-        ) from error
-    if not final.exists():
-        raise ValueError(f"cannot prepare digits in {final}: the finished set could not be moved there")
+
+    def write(workplace: Path) -> Path:
+        _write(workplace)
+        return workplace / "digits" / VERSION
+
+    place(final, write, "digits", ABANDONED_AFTER_SECONDS)
     return final
 
 
@@ -92,14 +75,6 @@ def _write(data_dir: Path) -> None:
             builder.download_and_prepare(download_config=config)
     finally:
         tqdm_utils.enable_progress_bar()
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Removes what killed preparations left; a younger folder may belong to one that is at work now."""
-    for leftover in folder.glob("incomplete.*"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
 
 
 @functools.cache

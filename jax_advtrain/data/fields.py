@@ -3,10 +3,11 @@
 import difflib
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-SOURCES = ("tfds", "npz", "digits", "moons")
+SOURCES = ("tfds", "npz", "image_folder", "digits", "moons")
+_DECODED = ("tfds", "image_folder", "digits")  # sources of encoded images
 
 # None: not set. The meanings are in the docstring of `load`.
 _DEFAULTS: dict[str, Any] = {
@@ -19,6 +20,12 @@ _DEFAULTS: dict[str, Any] = {
     "test_split": None,
     "image_key": None,
     "label_key": None,
+    "image_size": None,
+    "channels": None,
+    "on_bad_record": "fail",
+    "classes": None,
+    "exclude_classes": None,
+    "exclude_how": "relabel",
     "validation_size": None,
     "validation_from": None,
     "test_size": None,
@@ -33,8 +40,14 @@ _DEFAULTS: dict[str, Any] = {
 }
 _TEXTS = (
     *("name", "source", "data_dir", "path", "train_split", "validation_split", "test_split"),
-    *("image_key", "label_key", "validation_from"),
+    *("image_key", "label_key", "validation_from", "on_bad_record", "exclude_how"),
 )
+_CHOICES = {
+    "validation_from": (None, "split", "rest", "train"),
+    "channels": (None, 1, 3),
+    "on_bad_record": ("fail", "skip"),
+    "exclude_how": ("relabel", "keep"),
+}
 
 
 def default_config() -> dict[str, Any]:
@@ -67,8 +80,15 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         value = full[field]
         if not _is_number(value) or not math.isfinite(value) or value < 0 or (value == 0 and least == "above 0"):
             raise ValueError(f"data.{field} must be a finite number {least}, got {value!r}")
-    if full["validation_from"] not in (None, "split", "rest", "train"):
-        raise ValueError(f"data.validation_from must be 'split', 'rest' or 'train', got {full['validation_from']!r}")
+    for field, choices in _CHOICES.items():
+        if full[field] not in choices or isinstance(full[field], (bool, float)):  # 1.0 == 1 == True
+            *others, last = [repr(choice) for choice in choices if choice is not None]
+            raise ValueError(f"data.{field} must be {', '.join(others)} or {last}, got {full[field]!r}")
+    full["image_size"] = _image_size(full["image_size"])
+    for field in ("classes", "exclude_classes"):
+        full[field] = _classes(field, full[field])
+    if full["classes"] is not None and full["exclude_classes"] is not None:
+        raise ValueError("data.classes (those to keep) and data.exclude_classes cannot both be set")
     return _with_source(full)
 
 
@@ -77,7 +97,8 @@ def _with_source(full: dict[str, Any]) -> dict[str, Any]:
     name = full["name"]
     if name is None:
         raise ValueError(
-            "data.name must be set: a TFDS name, 'digits', 'moons', or any name with data.path to a .npz file"
+            "data.name must be set: a TFDS name, 'digits', 'moons', or any name with data.path to a .npz file or "
+            "data.source='image_folder' and data.data_dir"
         )
     if full["source"] is None:
         is_npz = full["path"] is not None or name.endswith(".npz")
@@ -95,6 +116,14 @@ def _with_source(full: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"data.path is for .npz files, but data.source is {full['source']!r}; folders go into data.data_dir"
         )
+    if full["source"] == "image_folder" and full["data_dir"] is None:
+        raise ValueError("data.source='image_folder' needs data.data_dir, the folder with one subfolder a class")
+    for field in ("image_size", "channels"):
+        if full[field] is not None and full["source"] not in _DECODED:
+            raise ValueError(
+                f"data.{field} is for {', '.join(_DECODED)}; data.source is {full['source']!r}, whose images are "
+                "taken as they are"
+            )
     return full
 
 
@@ -114,6 +143,26 @@ def _size(field: str, size: Any) -> int | float | None:
     if not (_is_number(size) and 0 < size < 1):
         raise ValueError(f"data.{field} must be a count (whole number) or a fraction between 0 and 1, got {size!r}")
     return float(size)
+
+
+def _image_size(size: Any) -> tuple[int, int] | None:
+    """(H, W) of one number or two."""
+    if size is None:
+        return None
+    sides: list[Any] = [size, size] if _is_whole(size) else list(size) if isinstance(size, Sequence) else []
+    if len(sides) != 2 or not all(_is_whole(side) and side > 0 for side in sides):
+        raise ValueError(f"data.image_size must be a whole number above 0, or (height, width), got {size!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def _classes(field: str, given: Any) -> tuple[str | int, ...] | None:
+    """Class names and numbers; which there are, only the source can tell. A text holds several, split at commas."""
+    items: list[Any] = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if items in ([], [None], [""]):
+        return None
+    if not all(isinstance(item, str) or _is_whole(item) for item in items):
+        raise ValueError(f"data.{field} must hold class names or numbers, got {given!r}")
+    return tuple(item if isinstance(item, str) else int(item) for item in items)
 
 
 def _is_whole(value: Any) -> bool:

@@ -1,21 +1,25 @@
 """The one entry to data: from plain config values to the three splits in memory."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jax_advtrain.data import augment, fields, splits
+from jax_advtrain.data import augment, classes, fields, splits
 from jax_advtrain.data.dataset import Dataset, Splits
 from jax_advtrain.data.digits import open_digits
+from jax_advtrain.data.image_folder import open_image_folder
 from jax_advtrain.data.moons import open_moons
 from jax_advtrain.data.npz_source import open_npz
-from jax_advtrain.data.source import Source, check_fits
+from jax_advtrain.data.source import Samples, Source, check_fits
 from jax_advtrain.data.tfds_source import open_tfds
 
+_LOG = logging.getLogger(__name__)
 _OPEN: dict[str, Callable[[dict[str, Any]], Source]] = {
     "tfds": open_tfds,
     "npz": open_npz,
+    "image_folder": open_image_folder,
     "digits": open_digits,
     "moons": open_moons,
 }
@@ -26,13 +30,25 @@ def load(config: Mapping[str, Any]) -> Splits:
 
     Args:
       config: plain values, all optional but `name`:
-        name: TFDS name ("mnist", "set/config:1.0.0"), "digits", "moons", or any name for a .npz file.
-        source: "tfds", "npz", "digits" or "moons"; derived from name and path where not set.
-        data_dir: TFDS folder (tfds, digits); default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        name: TFDS name ("mnist", "set/config:1.0.0"), "digits", "moons", or any name for a .npz file or a folder
+          of images.
+        source: "tfds", "npz", "image_folder", "digits" or "moons"; derived from name and path where not set.
+        data_dir: TFDS folder (tfds, digits); default $TFDS_DATA_DIR or ~/tensorflow_datasets. image_folder: the folder
+          with one subfolder a class, or with train/, validation/ (or val/) and test/ that have such.
         path: the .npz file.
         train_split, validation_split, test_split: TFDS split expressions, e.g. "train[:80%]"; ids count in the
           expression. Default "train", "validation", "test", the latter two where the set has them.
         image_key, label_key: features to use, where the set's info leaves a choice.
+        image_size: a whole number or (height, width), for encoded images (tfds, image_folder, digits): each is resized,
+          its shorter side to the size, and the centre cut out, when it is read into memory. Not set: all have one size.
+        channels: 1 or 3: images are made grey or RGB. Not set: what the set's info says; image_folder: grey if all are.
+        on_bad_record: an image that cannot be decoded, or a link that leaves the folder: "fail" (named, default), or
+          "skip" (left out and logged; the ids of the others stay).
+        classes, exclude_classes: names or numbers of the classes to keep, or to leave out, in all splits; as one text
+          with commas between them. Ids stay those of the source; lists of ids lose those of other classes; num_train,
+          num_test and sizes count what is left.
+        exclude_how: "relabel" (default): labels become 0..k-1 in the old order; "keep": labels, class names and so the
+          network's outputs stay.
         train_ids, test_ids: a list of ids, or a .txt, .npy or .npz[:key] file; samples keep this order.
         num_train, num_test: the first k (of the ids, where given). For moons: how many points to draw.
         validation_from: "split" (the source's own validation split; default where there is one), "rest" (carved from
@@ -54,21 +70,37 @@ def load(config: Mapping[str, Any]) -> Splits:
     """
     full = fields.complete(config)
     augment.build(full["augment"])
-    source = _OPEN[full["source"]](full)
+    source, selection = classes.select(_OPEN[full["source"]](full), full)
     choice = splits.choose(source, full)
     check_fits(source.name, sum(part.records.num_bytes(len(part.ids)) for part in choice), full["max_ram_gb"])
-    return Splits(*(_read(source, part) for part in choice))
+    found = [part.records.read(part.ids) for part in choice]
+    _report_skipped(source.name, choice, found)
+    return Splits(*(_dataset(source, selection, part, samples) for part, samples in zip(choice, found, strict=True)))
 
 
-def _read(source: Source, part: splits.Part) -> Dataset:
-    images, labels = part.records.read(part.ids)
+def _dataset(source: Source, selection: classes.Selection, part: splits.Part, samples: Samples) -> Dataset:
     # Clipped, so that a label which int32 cannot hold is found outside the classes and not wrapped into them.
+    labels = np.clip(selection.relabel(samples.labels), -(2**31), 2**31 - 1)
     return Dataset(
         name=source.name,
-        images=images,
-        labels=np.clip(labels, -(2**31), 2**31 - 1).astype(np.int32),
-        ids=part.ids,
-        class_names=source.class_names,
+        images=samples.images,
+        labels=labels.astype(np.int32),
+        ids=samples.ids,
+        class_names=selection.class_names,
         version=source.version,
         split=part.records.split,
+        kept_classes=selection.kept,
     )
+
+
+def _report_skipped(name: str, choice: splits.Choice, found: list[Samples]) -> None:
+    """Logs one line on the records that could not be read; raises ValueError where no sample is left."""
+    counts = {part: len(samples.problems) for part, samples in zip(Splits._fields, found, strict=True)}
+    if not any(counts.values()):
+        return
+    first = next(problem for samples in found for problem in samples.problems)
+    for part, asked, samples in zip(Splits._fields, choice, found, strict=True):
+        if len(asked.ids) and not len(samples.ids):
+            raise ValueError(f"{name}: none of the {len(asked.ids)} {part} records can be read; first: {first}")
+    where = ", ".join(f"{count} of {part}" for part, count in counts.items() if count)
+    _LOG.warning("data set %r: left out %s that cannot be read; first: %s", name, where, first)

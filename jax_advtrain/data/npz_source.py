@@ -6,6 +6,8 @@ Keys, by split:
   test        `test_images`, `test_labels`
 and `class_names` (strings) if wanted; without it the classes are 0..largest label. Only train must be there.
 Images are integers 0..255 (N, H, W) or (N, H, W, C), or floats in [0,1] (N, ...). Labels are integers (N,) or (N, 1).
+So every 2D file of MedMNIST can be read, binary or multi-class. Its sets of volumes and of several labels an image
+cannot.
 """
 
 import hashlib
@@ -46,6 +48,8 @@ def open_npz(config: dict[str, Any]) -> Source:
 
 
 def _read(path: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    if path.is_dir():
+        raise ValueError(f"data.path={str(path)!r} is a folder: set data.source='image_folder' and data.data_dir to it")
     if not path.is_file():
         raise ValueError(
             f"data.path={str(path)!r} is no file (a .npz file with arrays 'images' and 'labels' was looked for)"
@@ -80,11 +84,16 @@ def _records(path: Path, split: str, arrays: dict[str, np.ndarray], prefix: str)
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         got = f"{labels.dtype} {labels.shape}"
-        raise ValueError(f"{path}: '{prefix}labels' must be integers (N,) or (N, 1), got {got}")
+        several = "; several labels an image (multi-label) are not supported" if labels.ndim == 2 else ""
+        raise ValueError(f"{path}: '{prefix}labels' must be integers (N,) or (N, 1), got {got}{several}")
     if images.ndim < 2 or len(images) != len(labels):
         raise ValueError(f"{where} has shape {images.shape} but there are {len(labels)} labels; need (N, ...), same N")
     if images.dtype.kind == "f":
         return records_in_memory(split, images.astype(np.float32), labels)
+    # A volume (D, H, W) without a channel axis would pass as an image of D x H pixels with W channels.
+    is_cube = images.ndim == 4 and images.shape[1] == images.shape[2] == images.shape[3] > 4
+    if is_cube or images.ndim == 5:
+        raise ValueError(f"{where} has shape {images.shape}: volumes; need images (N, H, W) or (N, H, W, C)")
     if images.dtype.kind not in "iu" or images.ndim not in (3, 4):
         got = f"{images.dtype} {images.shape}"
         raise ValueError(f"{where} must be integers (N, H, W) or (N, H, W, C), or floats in [0,1]; got {got}")

@@ -7,9 +7,23 @@ that `splits.choose` gives and `Records`, by a pipeline that reads a batch at a 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Samples(NamedTuple):
+    """Records that were read.
+
+    Attributes:
+      ids: int64 (n,); images: (n, ...); labels: int64 (n,).
+      problems: one line for each record that could not be read and was left out (data.on_bad_record="skip").
+    """
+
+    ids: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    problems: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,16 +35,23 @@ class Records:
       count: number of records; their ids are 0..count-1.
       image_shape: (H, W, C), or (D,) for points.
       image_dtype: uint8, or float32 for pixels already in [0,1].
-      read: ids int64 (n,) -> (images (n, *image_shape), labels int64 (n,)), in the order asked for.
+      read: ids int64 (n,) -> Samples with images (n, *image_shape), in the order asked for.
       read_labels: ids int64 (n,) -> labels int64 (n,), without decoding an image.
+      kept: int64 (k,) rising, the only ids that may be used (data.classes, data.exclude_classes); None: all.
     """
 
     split: str
     count: int
     image_shape: tuple[int, ...]
     image_dtype: np.dtype
-    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    read: Callable[[np.ndarray], Samples]
     read_labels: Callable[[np.ndarray], np.ndarray]
+    kept: np.ndarray | None = None
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids that may be used, int64, rising."""
+        return np.arange(self.count, dtype=np.int64) if self.kept is None else self.kept
 
     def num_bytes(self, num_samples: int) -> int:
         """Memory that the images of so many samples take."""
@@ -56,9 +77,16 @@ def records_in_memory(split: str, images: np.ndarray, labels: np.ndarray) -> Rec
         count=len(labels),
         image_shape=images.shape[1:],
         image_dtype=images.dtype,
-        read=lambda ids: (images[ids], labels[ids]),
+        read=lambda ids: Samples(ids, images[ids], labels[ids]),
         read_labels=lambda ids: labels[ids],
     )
+
+
+def as_resized(version: str, config: dict[str, Any]) -> str:
+    """The version of a source whose images are made to another size or other channels: other images, other version."""
+    height_width, channels = config["image_size"], config["channels"]
+    resized = f"-{height_width[0]}x{height_width[1]}" if height_width else ""
+    return f"{version}{resized}{f'-channels{channels}' if channels else ''}"
 
 
 def check_fits(name: str, num_bytes: int, max_ram_gb: float) -> None:

@@ -34,12 +34,11 @@ def choose(source: Source, config: dict[str, Any]) -> Choice:
         split.
     """
     train = source.train
-    everything = np.arange(train.count, dtype=np.int64)
-    test, pool = _choose_test(source, config, everything)
+    test, pool = _choose_test(source, config)
     if config["train_ids"] is None:
         listed = pool
     else:
-        listed = read_ids(config["train_ids"], train.count, "train_ids")
+        listed = _listed(train, config, "train_ids")
         if source.test is None and np.isin(listed, test.ids).any():
             raise ValueError("data.train_ids and the test samples, taken from the same split, have ids in common")
     chosen = _first(listed, config["num_train"], "num_train")
@@ -53,7 +52,7 @@ def choose(source: Source, config: dict[str, Any]) -> Choice:
         if source.validation is None:
             raise ValueError(f"data.validation_from='split', but {source.name} has no validation split")
         validation = source.validation
-        kept, _ = carve(validation, np.arange(validation.count), config["validation_size"], config["seed"], VALIDATION)
+        kept, _ = carve(validation, validation.ids, config["validation_size"], config["seed"], VALIDATION)
         return Choice(Part(train, chosen), Part(validation, kept), test)
     size = DEFAULT_VALIDATION if config["validation_size"] is None else config["validation_size"]
     if origin == "rest":
@@ -65,7 +64,7 @@ def choose(source: Source, config: dict[str, Any]) -> Choice:
     return Choice(Part(train, chosen), Part(train, kept), test)
 
 
-def _choose_test(source: Source, config: dict[str, Any], everything: np.ndarray) -> tuple[Part, np.ndarray]:
+def _choose_test(source: Source, config: dict[str, Any]) -> tuple[Part, np.ndarray]:
     """The test part, and the ids of the train split that are left for training."""
     records = source.test or source.train
     if config["test_ids"] is not None and config["test_size"] is not None:
@@ -75,16 +74,17 @@ def _choose_test(source: Source, config: dict[str, Any], everything: np.ndarray)
             f"{source.name} has a test split: data.test_size cannot be set; data.num_test takes its first k"
         )
     if config["test_ids"] is not None:
-        ids = read_ids(config["test_ids"], records.count, "test_ids")
+        ids = _listed(records, config, "test_ids")
     elif source.test is not None:
-        ids = np.arange(records.count, dtype=np.int64)
+        ids = records.ids
     elif config["test_size"]:
-        ids, _ = carve(records, everything, config["test_size"], config["seed"], TEST)
+        ids, _ = carve(records, records.ids, config["test_size"], config["seed"], TEST)
     else:
         raise ValueError(
             f"{source.name} has no test split: set data.test_size (e.g. 0.2, carved from train), data.test_ids, or "
             "data.test_split"
         )
+    everything = source.train.ids
     pool = everything if source.test is not None else np.setdiff1d(everything, ids)
     ids = _first(ids, config["num_test"], "num_test")
     if not len(ids) or not len(pool):
@@ -159,6 +159,17 @@ def read_ids(spec: str | Sequence[int], count: int, field: str) -> np.ndarray:
     if len(values) < len(ids):
         raise ValueError(f"{where}: {np.sum(times > 1)} ids are doubled (first: {values[times > 1][0]})")
     return ids
+
+
+def _listed(records: Records, config: dict[str, Any], field: str) -> np.ndarray:
+    """The ids of a list that may be used, in its order."""
+    ids = read_ids(config[field], records.count, field)
+    if records.kept is None:
+        return ids
+    left = ids[np.isin(ids, records.kept)]
+    if not len(left):
+        raise ValueError(f"data.{field} names {len(ids)} samples, all of classes that are left out")
+    return left
 
 
 def _ids_file(spec: str) -> np.ndarray:

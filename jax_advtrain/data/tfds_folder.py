@@ -1,21 +1,39 @@
 """Finding a prepared TFDS set on disk, and telling a whole one from a half-written one."""
 
 import re
+import shlex
 from typing import Any
+
+from jax_advtrain.data.originals import ORIGINALS
 
 _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
+# Sets whose files nobody may download without an account; TFDS's own instructions name them too.
+MANUAL_FILES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
+
+
+def parse_name(name: str) -> re.Match[str]:
+    """The parts `set`, `config`, `version` of a TFDS name; raises ValueError where it is none."""
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise ValueError(f"data.name={name!r} is no TFDS name: write 'set', 'set/config' or 'set/config:1.0.0'")
+    return match
+
+
 def missing(name: str, data_dir: Any) -> str:
     """How to get the set, as the end of an error message."""
-    if name.partition(":")[0] == "digits":
+    bare = re.split("[:/]", name)[0]
+    if bare == "digits":
         return "the next run with data.source='digits' prepares it"
-    python = (
-        f"import tensorflow_datasets as tfds; "
-        f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record').download_and_prepare()"
-    )
-    return f"prepare it with: pip install 'jax_advtrain[prepare]' && python -c \"{python}\""
+    command = f"python -m jax_advtrain.data.prepare --name={shlex.quote(name)} --data_dir={shlex.quote(str(data_dir))}"
+    files = MANUAL_FILES.get(bare, ())
+    if bare in ORIGINALS:
+        files = (ORIGINALS[bare].archive,) if ORIGINALS[bare].archive else ORIGINALS[bare].files
+    else:
+        command = f"pip install 'jax_advtrain[prepare]' && {command}"
+    return f"prepare it with: {command}" + (f" --manual_dir=FOLDER, which holds {' and '.join(files)}" if files else "")
 
 
 def find_folder(name: str, data_dir: Any) -> Any:
@@ -33,9 +51,7 @@ def find_folder(name: str, data_dir: Any) -> Any:
     """
     from etils import epath
 
-    match = _NAME.fullmatch(name)
-    if not match:
-        raise ValueError(f"data.name={name!r} is no TFDS name: write 'set', 'set/config' or 'set/config:1.0.0'")
+    match = parse_name(name)
     top = epath.Path(data_dir).expanduser()
     folder = top / match["set"] / match["config"] if match["config"] else top / match["set"]
     if not top.is_dir():

@@ -9,18 +9,25 @@ Nothing here ever downloads or prepares: the folder is looked for first, so a mi
 
 import io
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_advtrain.data.source import Records, Source
+from jax_advtrain.data import decode
+from jax_advtrain.data.decode import BadRecord
+from jax_advtrain.data.source import Records, Samples, Source, as_resized
 from jax_advtrain.data.tfds_folder import check_shards, find_folder, missing
 
-CHUNK = 2048  # records whose bytes are in memory at a time
-THREADED_PIXELS = 64 * 64  # below this, threads lose more to the interpreter lock than decoding in parallel wins
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+class _Wanted(NamedTuple):
+    """What is read of a record, and how."""
+
+    image_key: str
+    label_key: str
+    shape: Sequence[int | None]
+    size: tuple[int, int] | None
+    skip: bool
 
 
 def default_data_dir() -> str:
@@ -32,7 +39,8 @@ def open_tfds(config: dict[str, Any]) -> Source:
     """Opens a prepared set.
 
     Uses of `config`: name ("mnist", "mnist:3.0.1", "set/config:1.0.0"), data_dir, train_split, validation_split,
-    test_split (any TFDS split expression, e.g. "train[:80%]"; the ids count in that expression), image_key, label_key.
+    test_split (any TFDS split expression, e.g. "train[:80%]"; the ids count in that expression), image_key, label_key,
+    image_size and channels (what images are made to), on_bad_record (damaged images only).
 
     Raises:
       ValueError: the set is not there, half-written, damaged, not in array_record form, or is no image classification.
@@ -61,6 +69,10 @@ def open_tfds(config: dict[str, Any]) -> Source:
             f"{name}: feature {image_key!r} is {np.dtype(image.np_dtype)}; only 8-bit images are supported"
         )
 
+    channels = config["channels"] or image.shape[-1]
+    shape = (*(config["image_size"] or image.shape[:2]), channels)
+    wanted = _Wanted(image_key, label_key, shape, config["image_size"], config["on_bad_record"] == "skip")
+
     def records(split: str) -> Records:
         try:
             info.splits[split]
@@ -69,7 +81,7 @@ def open_tfds(config: dict[str, Any]) -> Source:
         check_shards(info.splits[split], split, missing(name, data_dir))
         raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES
         raw = builder.as_data_source(split, deserialize_method=raw_bytes)  # pyright: ignore[reportCallIssue]
-        return _records(name, split, raw, image_key, label_key, image.shape)
+        return _records(name, split, raw, wanted)
 
     train = config["train_split"] or "train"
     test = config["test_split"] or ("test" if "test" in available else None)
@@ -81,7 +93,7 @@ def open_tfds(config: dict[str, Any]) -> Source:
         )
     return Source(
         name=info.full_name.removesuffix(f"/{info.version}"),
-        version=str(info.version),
+        version=as_resized(str(info.version), config),
         class_names=tuple(label.names or map(str, range(label.num_classes))),
         train=records(train),
         validation=records(validation) if validation else None,
@@ -108,50 +120,50 @@ def _feature_key(info: Any, kind: type, configured: str | None, supervised: int,
     return candidates[0]
 
 
-def _records(name: str, split: str, raw: Any, image_key: str, label_key: str, shape: Sequence[int | None]) -> Records:
+def _records(name: str, split: str, raw: Any, wanted: _Wanted) -> Records:
     from tensorflow_datasets.proto import tf_example_pb2 as protos
 
     parse = protos.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
+    where = f"{name}, split {split!r}"
 
-    def raw_records(ids: np.ndarray) -> list[Any]:
+    def fetch(ids: np.ndarray) -> list[Any]:
         try:
             found = raw.__getitems__(ids.tolist()) if len(ids) else []
         except (RuntimeError, IndexError) as error:
-            raise ValueError(
-                f"{name}, split {split!r}: damaged record ({_first_line(error)}); prepare the set anew"
-            ) from error
+            raise ValueError(f"{where}: damaged record ({_first_line(error)}); prepare the set anew") from error
         return [parse(record).features.feature for record in found]
 
     def label_of(features: Any) -> int:
-        return features[label_key].int64_list.value[0]
+        return features[wanted.label_key].int64_list.value[0]
 
-    def decode(sample: int, features: Any) -> np.ndarray:
+    def image_of(sample: int, features: Any) -> np.ndarray:
         try:
-            return _decode(features[image_key].bytes_list.value[0], _MODES.get(shape[-1] or 0))
+            encoded = io.BytesIO(features[wanted.image_key].bytes_list.value[0])
+            return decode.decode_image(encoded, wanted.shape[-1], wanted.size)
         except Exception as error:  # Pillow raises a dozen kinds for damaged images
-            raise ValueError(f"{name}, split {split!r}: image of id {sample} cannot be decoded ({error})") from error
+            raise BadRecord(f"{where}: image of id {sample} cannot be decoded ({decode.reason(error)})") from error
+
+    def first_image() -> np.ndarray:
+        problem = None
+        for sample in range(len(raw)):
+            try:
+                return image_of(sample, fetch(np.array([sample]))[0])
+            except BadRecord as error:
+                problem = problem or error
+                if not wanted.skip:
+                    break
+        raise problem or ValueError(f"{where} has no records")
 
     # Some sets promise no size though all their images have one: the first image tells.
-    image_shape = tuple(side for side in shape if side is not None)
-    if len(image_shape) < len(shape):
-        image_shape = decode(0, raw_records(np.zeros(1, np.int64))[0]).shape
-    threaded = image_shape[0] * image_shape[1] >= THREADED_PIXELS
+    image_shape = tuple(side for side in wanted.shape if side is not None)
+    if len(image_shape) < len(wanted.shape):
+        image_shape = first_image().shape
+    threaded = wanted.size is not None or image_shape[0] * image_shape[1] >= decode.THREADED_PIXELS
 
-    def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images = np.empty((len(ids), *image_shape), np.uint8)
-        labels = np.empty(len(ids), np.int64)
-
-        def fill(at: int, features: Any) -> None:
-            image = decode(int(ids[at]), features)
-            if image.shape != image_shape:
-                raise ValueError(
-                    f"{name}, split {split!r}: images differ in size ({image.shape} at id {ids[at]}, {image_shape}); "
-                    "sets that must be resized, or do not fit into memory, are not supported yet"
-                )
-            images[at], labels[at] = image, label_of(features)
-
-        _for_each_chunk(ids, raw_records, fill, threaded)
-        return images, labels
+    def read(ids: np.ndarray) -> Samples:
+        return decode.read_images(
+            where, ids, image_shape, fetch, image_of, label_of, threaded=threaded, skip=wanted.skip
+        )
 
     def read_labels(ids: np.ndarray) -> np.ndarray:
         labels = np.empty(len(ids), np.int64)
@@ -159,31 +171,10 @@ def _records(name: str, split: str, raw: Any, image_key: str, label_key: str, sh
         def fill(at: int, features: Any) -> None:
             labels[at] = label_of(features)
 
-        _for_each_chunk(ids, raw_records, fill, threaded=False)
+        decode.for_each(ids, fetch, fill, threaded=False)
         return labels
 
     return Records(split, len(raw), image_shape, np.dtype(np.uint8), read, read_labels)
-
-
-def _for_each_chunk(ids: np.ndarray, raw_records: Callable, fill: Callable[[int, Any], None], threaded: bool) -> None:
-    """Calls fill(k, record of ids[k]) for each k; the bytes of CHUNK records are held at a time."""
-    with ThreadPoolExecutor(os.cpu_count() if threaded else 1) as pool:
-        for start in range(0, len(ids), CHUNK):
-            found = raw_records(ids[start : start + CHUNK])
-            places = range(start, start + len(found))
-            # list: an exception in a thread is raised here
-            list((pool.map if threaded else map)(fill, places, found))
-
-
-def _decode(encoded: bytes, mode: str | None) -> np.ndarray:
-    """uint8 (H, W, C) of an encoded image; `mode` None keeps the channels that it has."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded)) as image:
-        mode = mode or ("L" if image.mode in ("L", "1") else "RGB")
-        pixels = image if image.mode == mode else image.convert(mode)
-        # tobytes is twice as fast as np.asarray, which goes through a dictionary and a copy
-        return np.frombuffer(pixels.tobytes(), np.uint8).reshape(image.height, image.width, -1)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jax_advtrain.data import digits
 
@@ -46,3 +48,29 @@ def prepare_set(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return prepare
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[np.ndarray]:
+    """Two real photographs, uint8 (427, 640, 3)."""
+    from sklearn.datasets import load_sample_images
+
+    return [np.asarray(image) for image in load_sample_images().images]
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, photographs: list[np.ndarray]) -> Callable[..., Path]:
+    """Writes cut-outs of real photographs: image_folder("train/cat/a.png", "train/dog/b.jpg", sizes=(40, 50)) gives
+    tmp_path/images; file k has size sizes[k % 2] as height and width."""
+
+    def write(*paths: str, sizes: tuple[int, int] = (40, 40), mode: str = "RGB") -> Path:
+        for number, path in enumerate(paths):
+            file = tmp_path / "images" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            side = sizes[number % 2]
+            corner = 7 * number % 300
+            cut = photographs[number % 2][corner : corner + side, corner : corner + side]
+            Image.fromarray(cut).convert(mode).save(file)
+        return tmp_path / "images"
+
+    return write

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
 from jax_advtrain import data
@@ -128,8 +128,51 @@ def test_images_of_different_sizes_are_refused(prepare_set):
     rows = [{"image": Image.new("L", size), "label": k % 2} for k, size in enumerate(sizes)]
     folder = prepare_set(features, {"train": rows, "test": rows[:1]})
     assert load("toy", folder, num_train=2, validation_size=0).train.image_shape == (8, 8, 1)
-    with pytest.raises(ValueError, match=r"images differ in size \(\(8, 9, 1\) at id 2.* not supported yet"):
+    with pytest.raises(ValueError, match=r"images differ in size \(\(8, 9, 1\) at id 2.* set data.image_size"):
         load("toy", folder, validation_size=0)
+
+
+def test_images_of_different_sizes_are_resized(prepare_set, photographs, caplog):
+    """With one that is cut short among them, and grey ones among coloured."""
+    import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["china", "flower"])}
+    whole = [Image.fromarray(photographs[k % 2][: 60 + 10 * k, : 90 + 5 * k]) for k in range(6)]
+    files = [encoded(image if k != 4 else image.convert("L"), "PNG") for k, image in enumerate(whole)]
+    rows = [{"image": file, "label": k % 2} for k, file in enumerate(files)]
+    folder = prepare_set(features, {"train": rows, "test": [{"image": whole[0], "label": 0}] * 2})
+    config = {"image_size": (48, 64), "validation_size": 0}
+    train = load("toy", folder, **config).train
+    assert train.images.shape == (6, 48, 64, 3) and train.version == "1.0.0-48x64"
+    for k, image in enumerate(whole):
+        fitted = ImageOps.fit(image, (64, 48), Image.Resampling.BILINEAR)
+        wanted = np.asarray(fitted if k != 4 else fitted.convert("L").convert("RGB"))
+        assert np.abs(train.images[k].astype(int) - wanted.astype(int)).max() <= 2
+    grey = load("toy", folder, channels=1, **config).train
+    assert grey.image_shape == (48, 64, 1) and grey.version == "1.0.0-48x64-channels1"
+    with pytest.raises(ValueError, match=r"more than data.max_ram_gb=5e-05"):
+        load("toy", folder, max_ram_gb=5e-5, **config)
+    limited = load("toy", folder, max_ram_gb=5e-5, num_train=2, num_test=1, **config)
+    assert len(limited.train) == 2
+
+
+@pytest.mark.parametrize("shape", [(None, None, 3), (40, 40, 3)])
+def test_damaged_images_of_a_set(prepare_set, photographs, caplog, shape):
+    import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(num_classes=2)}
+    files = [encoded(Image.fromarray(photographs[0][k : k + 40, :40]), "PNG") for k in range(8)]
+    files[0], files[5] = io.BytesIO(files[0].getvalue()[:300]), io.BytesIO(b"no image")
+    rows = [{"image": file, "label": k % 2} for k, file in enumerate(files)]
+    folder = prepare_set(features, {"train": rows, "test": [{"image": Image.new("RGB", (40, 40)), "label": 0}]})
+    with pytest.raises(ValueError, match=r"toy, split 'train': image of id 0 cannot be decoded \(image file is trunc"):
+        load("toy", folder, validation_size=0)
+    splits = load("toy", folder, validation_size=0, on_bad_record="skip")
+    assert splits.train.ids.tolist() == [1, 2, 3, 4, 6, 7] and splits.train.labels.tolist() == [1, 0, 1, 0, 0, 1]
+    for image, id_ in zip(splits.train.images, splits.train.ids, strict=True):
+        np.testing.assert_array_equal(image, photographs[0][id_ : id_ + 40, :40])
+    (record,) = caplog.records
+    assert "left out 2 of train that cannot be read; first: toy, split 'train': image of id 0" in record.getMessage()
 
 
 # --- digits ---
