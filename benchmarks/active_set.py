@@ -4,7 +4,8 @@
 
 The weights are those that `benchmarks/peers/train.py` saves. Each way runs twice; the second run, which compiles
 nothing, counts. What the needed passes cost is told in two prices: that of a pass of the whole-batch run (the same
-loops, full from the first step to the last), and that of a bare compiled forward and input gradient.
+loops, full from the first step to the last; told only where some sample of every batch withstands to the end, else the
+whole batches stop early too), and that of a bare compiled forward and input gradient.
 """
 
 import argparse
@@ -59,6 +60,8 @@ def main() -> None:
         price = interleaved({"bare": partial(bare, logits_fn, *few)}, 15)["bare"] / args.batch / 2
         work, whole = found[True].work, attack.passes * count
         assert work is not None and (found[True].is_right == found[False].is_right).all()
+        right = found[True].is_right
+        to_the_end = all(right[first : first + args.batch].any() for first in range(0, count, args.batch))
         at_whole_price = work.needed * seconds[False] / whole
         rows.append(
             [
@@ -70,7 +73,7 @@ def main() -> None:
                 f"{seconds[False]:.1f} s",
                 f"{seconds[True]:.1f} s",
                 f"{seconds[False] / seconds[True]:.1f} x",
-                f"{seconds[True] / at_whole_price:.2f}",
+                f"{seconds[True] / at_whole_price:.2f}" if to_the_end else "-",
                 f"{seconds[True] / (work.needed * price):.2f}",
             ]
         )
