@@ -86,7 +86,7 @@ class AutoAttack(Composed):
         Raises:
           ValueError: fewer than 2 classes.
         """
-        check_count("num_classes", num_classes, least=2)  # 2 for one-logit models too
+        check_count("num_classes (2 for one-logit models)", num_classes, least=2)
         binary, l1 = num_classes == 2, self.norm == "l1" and self.version == "standard"
         steps = {"norm": self.norm, "num_steps": self.num_steps}
 

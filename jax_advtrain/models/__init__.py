@@ -14,3 +14,9 @@ from jax_advtrain.models.registry import check as check
 from jax_advtrain.models.registry import create as create
 from jax_advtrain.models.registry import field_names as field_names
 from jax_advtrain.models.registry import network_class as network_class
+from jax_advtrain.models.weights import Exported as Exported
+from jax_advtrain.models.weights import export as export
+from jax_advtrain.models.weights import load as load
+from jax_advtrain.models.weights import read as read
+from jax_advtrain.models.weights_torch import from_torch_names as from_torch_names
+from jax_advtrain.models.weights_torch import to_torch_names as to_torch_names

@@ -128,6 +128,7 @@ def test_two_classes_and_one_logit_find_the_boundary_alike():
         np.testing.assert_allclose(getattr(two, field), getattr(single, field), atol=1e-5, err_msg=field)
 
 
+@pytest.mark.slow
 def test_a_member_takes_what_those_before_it_left():
     # Bounded logits whose gradient is zero at the clean images: the ascents see nothing, the queries do.
     images, labels = np.full((8, 3, 2, 1), 0.5, np.float32), np.zeros(8, np.int32)

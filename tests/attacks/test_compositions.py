@@ -226,6 +226,7 @@ def test_until_success_spares_what_comes_after_it():
     np.testing.assert_array_equal(stubborn.hits, np.where(np.arange(8) == 3, 0, fooled.hits))
 
 
+@pytest.mark.slow
 def test_until_success_finds_every_sample_that_an_iterate_fooled():
     # Waves, along which the last iterate is often right again.
     weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)

@@ -204,6 +204,7 @@ def test_digits_prepared_twice_are_the_same(digits_dir, tmp_path):
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_digits_two_first_uses_at_once_and_a_kill(tmp_path):
     """A kill just before the end leaves no set behind; the next two at once both get a whole one."""
     kill = """

@@ -140,6 +140,7 @@ class Recorded(IMA):
         return found._replace(rows={**found.rows, "image": crafted.images, "enters": enters})
 
 
+@pytest.mark.slow
 def test_batch_norm_in_both_modes_of_the_attack():
     """Only the clean and the attacked forward move the averages, however often the attack saw the network."""
     apply = jax.jit(functional.apply, static_argnames=("graphdef", "train", "groups"))

@@ -98,6 +98,7 @@ def test_each_finding_is_made_where_it_is_due(samples, name):
     assert set(names(findings)) <= set(FINDINGS)
 
 
+@pytest.mark.slow
 def test_no_finding_on_a_model_without_defects(samples):
     assert check_model(model("clean"), *samples, epsilon=EPSILON) == []
     # A wrong label is no defect of the model, nor a batch that does not divide the samples.

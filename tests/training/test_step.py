@@ -111,7 +111,7 @@ def test_the_state_is_donated():
     assert all(leaf.is_deleted() for leaf in leaves)
 
 
-@pytest.mark.parametrize("method", [IMA, Madry])
+@pytest.mark.parametrize("method", [IMA, pytest.param(Madry, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_steps_of_the_attack(method):
     batch, sizes = host_batch(8, 8), {}
     for num_steps in (1, 20, 100):
