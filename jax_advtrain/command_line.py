@@ -19,6 +19,7 @@ MODES = {
     "train": "train, then evaluate and draw; started again it goes on, or says that all is done",
     "evaluate": "attack a checkpoint of a workdir again, into eval/<config.eval.name>",
     "margins": "estimate the margin of every sample of a split, into eval/<name>/margins.npz",
+    "export": "write a checkpoint's weights as safetensors, into export/<config.eval.name>",
 }
 _USAGE = """Trains a classifier with IMA (per-sample margins) or another defense, attacks it, and draws the results.
 
@@ -29,8 +30,8 @@ _USAGE = """Trains a classifier with IMA (per-sample margins) or another defense
   python -m jax_advtrain.main --mode=margins --workdir=runs/digits_ima --config.margins.norm=l2
 
 Flags:
-  --config=FILE         the experiment; a name alone is looked for in the configs below. Not needed with --mode=evaluate
-                        or margins and a --workdir that holds a run
+  --config=FILE         the experiment; a name alone is looked for in the configs below. Only --mode=train needs it: the
+                        others take it from the --workdir of a run
   --config.FIELD=VALUE  another value of one of its fields; --config=FILE --help lists them
   --workdir=DIR         where the run lies (default runs/<config name>)
   --mode=MODE           {modes}

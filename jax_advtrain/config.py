@@ -19,7 +19,10 @@ from jax_advtrain.errors import ConfigError
 from jax_advtrain.training import optim
 
 # A run is what these fields say: a workdir refuses others. All else may change when it is resumed or evaluated.
-IDENTITY = ("data", "model", "defense", "optimizer", "batch_size", "num_shards", "seed", "ema_decay", "one_logit")
+IDENTITY = (
+    *("data", "model", "defense", "optimizer", "batch_size", "num_shards", "seed", "ema_decay", "one_logit"),
+    "init_from",
+)
 # Where data lie is no identity: the fingerprint tells whether they are the same.
 _FREE_DATA_FIELDS = ("data_dir", "path", "max_ram_gb")
 
@@ -35,6 +38,8 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
       epochs; batch_size, a multiple of num_shards; num_shards, virtual shards of the data, a multiple of the devices.
       seed; ema_decay: None, or the decay of averaged weights, which evaluation then uses.
       one_logit: for sets of 2 classes, a network with one logit.
+      init_from: "", or a folder of exported weights of the same network (--mode=export, models.convert) to start from;
+        optimizer and per-sample state begin anew.
       beside: {name: {defense fields}}: other defenses, trained alike in runs of their own and drawn beside this one
         (data of two dimensions only).
       monitor: every so many epochs, robust accuracy of num_samples validation samples under attacks (texts as in
@@ -79,6 +84,7 @@ def _defaults(defense: str, model: str) -> dict[str, Any]:
         "seed": 0,
         "ema_decay": None,
         "one_logit": False,
+        "init_from": "",
         "beside": {},
         "monitor": {
             "every": 1,

@@ -48,7 +48,9 @@ def set_up(config: Any, folder: Path, *, is_training: bool = True) -> Experiment
         if config.eval.check_samples and jax.process_count() > 1:
             raise ConfigError("eval.check_samples needs one process; set it to 0, and check the model on one machine")
         refuse_other_run(config, folder)
-        experiment = experiments.build(config, mesh)
+        # A run that has a checkpoint goes on without the weights that it once started from.
+        is_start = is_training and (not workdir.newest_step(folder, LAST) or Path(config.init_from).exists())
+        experiment = experiments.build(config, mesh, is_start=is_start)
         refuse_other_data(folder, experiment)
         for field in ("eval", "monitor"):
             experiments.members(experiment, suite.texts(config[field].attacks))

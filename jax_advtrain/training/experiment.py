@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jax_advtrain import data, defenses, models, tasks
 from jax_advtrain.data import Splits, slots
 from jax_advtrain.evaluation import suite
-from jax_advtrain.models import functional
+from jax_advtrain.models import Network, functional
 from jax_advtrain.training import feed, optim
 from jax_advtrain.training.state import TrainState, evaluated_params
 from jax_advtrain.training.step import HostBatch, Recipe, init_state
@@ -52,12 +52,13 @@ class Experiment(NamedTuple):
         return self.recipe.task is tasks.BINARY
 
 
-def build(config: Any, mesh: Mesh) -> Experiment:
+def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
     """Loads the data and makes all parts.
 
     Args:
       config: a validated config.
       mesh: devices along one axis; their number divides config.num_shards.
+      is_start: False where a checkpoint will be restored, so that `init_from` is not looked at.
 
     Raises:
       ValueError: one line: missing or bad data, a network that does not take such images.
@@ -70,6 +71,8 @@ def build(config: Any, mesh: Mesh) -> Experiment:
         raise ValueError(f"one_logit needs a set of 2 classes; {train.name!r} has {train.num_classes}")
     outputs = 1 if config.one_logit else train.num_classes
     network = models.create(config.model, outputs, train.image_shape, config.seed)
+    if config.init_from and is_start:
+        network = started_from(config.init_from, network, config.model["name"], outputs, train)
     layout = slots.make_slots(len(train), config.num_shards, config.seed)
     first = slots.epoch_batches(layout, config.batch_size, config.seed, 0)
     recipe = Recipe(
@@ -92,6 +95,26 @@ def build(config: Any, mesh: Mesh) -> Experiment:
         example=example,
     )
     return Experiment(splits, recipe, layout, len(first), config.epochs, config.batch_size, mesh, example, template)
+
+
+def started_from(folder: str, network: Network, name: str, num_outputs: int, train: data.Dataset) -> Network:
+    """The network with the weights of a folder written by `models.export`.
+
+    Raises:
+      ValueError: one line: no such folder; weights of another network, of other classes or image sizes.
+    """
+    kept = models.read(folder, own_classes="." in name)
+    for what, there, here in (
+        ("network", kept.config_model.get("name"), name),
+        ("outputs", kept.num_classes, num_outputs),
+        ("image shape", kept.image_shape, train.image_shape),
+        ("class names", kept.class_names or train.class_names, train.class_names),
+        ("shapes of weights", *(jax.tree.map(np.shape, one[1:]) for one in (kept.network, network))),
+    ):
+        if there != here:
+            shown = "" if what.startswith("shapes") else f": {there!r} there, {here!r} here"
+            raise ValueError(f"init_from={folder!r} holds a network of another {what}{shown}")
+    return network._replace(params=kept.network.params, batch_stats=kept.network.batch_stats)
 
 
 def members(experiment: Experiment, texts: Sequence[str]) -> list[suite.Member]:
