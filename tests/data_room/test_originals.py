@@ -93,8 +93,8 @@ def test_the_order_is_that_of_tfds(prepare_set, tmp_path):
         def _split_generators(self, dl_manager):
             return {split: ((k, {"n": k}) for k in range(50)) for split in ("train", "extra")}
 
-        def _generate_examples(self):
-            raise NotImplementedError
+        def _generate_examples(self):  # TFDS asks for one; the splits above hold the examples themselves
+            return iter(())
 
     config = tfds.download.DownloadConfig(compute_stats=tfds.download.ComputeStatsMode.SKIP, try_download_gcs=False)
     builder = Shuffled(data_dir=str(tmp_path), file_format="array_record")
