@@ -56,10 +56,12 @@ def main() -> None:
         for one in runs.values():
             experiment, step, state, seconds = one
             waiting, started = feed.Waiting(), time.perf_counter()
-            batches = feed.epoch(mesh, experiment.splits.train, experiment.layout, 128, 0, epoch)
-            for batch in feed.ahead(batches, waiting):
-                state, loss = step(state, batch, jnp.int32(epoch))
-                jax.block_until_ready(loss)
+            first, per_epoch = epoch * experiment.steps_per_epoch, experiment.steps_per_epoch
+            made = feed.batches(mesh, experiment.splits.train, experiment.visits, first, first + per_epoch)
+            with feed.ahead(made, waiting) as batches:
+                for batch in batches:
+                    state, loss = step(state, batch, jnp.int32(epoch))
+                    jax.block_until_ready(loss)
             one[2] = state
             seconds.append((time.perf_counter() - started, waiting.seconds))
             waited = max(waited, waiting.seconds / seconds[-1][0])

@@ -24,7 +24,7 @@ IDENTITY = (
     "init_from",
 )
 # Where data lie is no identity: the fingerprint tells whether they are the same.
-_FREE_DATA_FIELDS = ("data_dir", "path", "max_ram_gb")
+_FREE_DATA_FIELDS = ("data_dir", "path", "max_ram_gb", "streaming", "num_workers")
 
 
 def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.ConfigDict:

@@ -28,6 +28,22 @@ def spread(mesh: Mesh, rows: np.ndarray, positions: np.ndarray | None = None) ->
     return jax.make_array_from_callback(shape, sharding, partial(_rows_at, rows, positions))
 
 
+def local_rows(mesh: Mesh, count: int) -> np.ndarray:
+    """Which of `count` rows that are spread lie on this process's devices: int64 (n,), rising."""
+    places = NamedSharding(mesh, P(AXIS)).addressable_devices_indices_map((count,))
+    return np.sort(np.concatenate([np.arange(count)[index] for index in places.values()]))
+
+
+def assembled(mesh: Mesh, count: int, rows: np.ndarray) -> jax.Array:
+    """`count` rows spread over the devices, of which each process gives its `local_rows`."""
+    here = local_rows(mesh, count)
+
+    def local(index: tuple[slice, ...]) -> np.ndarray:
+        return rows[np.searchsorted(here, np.arange(count)[index[0]])]
+
+    return jax.make_array_from_callback((count, *rows.shape[1:]), NamedSharding(mesh, P(AXIS)), local)
+
+
 def _rows_at(rows: np.ndarray, positions: np.ndarray, index: tuple[slice, ...] | None) -> np.ndarray:
     return rows[positions if index is None else positions[index[0]]]
 

@@ -2,7 +2,8 @@
 
 An augmentation is made from a spec, a tuple of names with an argument after a colon, e.g. `("reflect_pad_crop:4",
 "flip")`. Each sample has its own key (fold_in of seed, epoch and sample id), so what happens to it depends neither on
-the batch it is in nor on the devices.
+the batch it is in nor on the devices. Only "random_resized_crop" happens elsewhere: where images are decoded
+(`data.random_crop`).
 """
 
 import difflib
@@ -10,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+
+from jax_advtrain.data.random_crop import LEAST_AREA
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -19,7 +22,8 @@ def build(spec: Sequence[str]) -> Augment:
 
     Args:
       spec: names. `"flip"`: left-right with probability 1/2. `"reflect_pad_crop:P"`: pads P pixels on every side by
-        reflection and cuts the old size out at a random place. Empty: nothing is done.
+        reflection and cuts the old size out at a random place. Empty: nothing is done. `"random_resized_crop"` is
+        passed over here (see `crop_area`).
 
     Returns:
       `f(keys, images)`: keys (B,) one PRNG key a sample (typed, or raw uint32 (B, 2)), images (B, H, W, C) uint8 or
@@ -31,7 +35,7 @@ def build(spec: Sequence[str]) -> Augment:
     """
     if isinstance(spec, str):
         raise ValueError(f'data.augment must be a tuple of names, got the string {spec!r}; write ("{spec}",)')
-    parts = tuple(_part(item) for item in spec)
+    parts = tuple(_part(item) for item in spec if not _is_crop(item))
 
     def augment(keys: jax.Array, images: jax.Array) -> jax.Array:
         if images.ndim != 4 and parts:
@@ -43,11 +47,43 @@ def build(spec: Sequence[str]) -> Augment:
     return augment
 
 
+def crop_area(spec: Sequence[str]) -> float | None:
+    """The smallest share of an image's area that `"random_resized_crop"` (0.08) or `"random_resized_crop:A"` takes.
+
+    Returns:
+      None where the spec has none.
+
+    Raises:
+      ValueError: it is not the first, or A is no number in (0, 1].
+    """
+    crops = [item for item in spec if _is_crop(item)]
+    if not crops:
+        return None
+    if crops != [spec[0]]:
+        raise ValueError(f"augmentation {crops[-1]!r} happens while an image is decoded: name it once, and first")
+    argument = crops[0].partition(":")[2]
+    try:
+        area = float(argument) if ":" in crops[0] else LEAST_AREA
+    except ValueError:
+        area = 0.0
+    if not 0 < area <= 1:
+        raise ValueError(
+            f"augmentation {_CROP!r} takes the smallest share of the area, in (0, 1], e.g. '{_CROP}:0.08'; got "
+            f"{crops[0]!r}"
+        )
+    return area
+
+
+def _is_crop(item: str) -> bool:
+    return str(item).partition(":")[0] == _CROP
+
+
 def _part(item: str) -> Augment:
     name, _, argument = str(item).partition(":")
     if name not in _PARTS:
-        nearest = difflib.get_close_matches(name, _PARTS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown augmentation {item!r}: did you mean {nearest!r}? Valid: {', '.join(sorted(_PARTS))}")
+        valid = sorted((*_PARTS, _CROP))
+        nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown augmentation {item!r}: did you mean {nearest!r}? Valid: {', '.join(valid)}")
     return _PARTS[name](argument)
 
 
@@ -89,4 +125,5 @@ def _reflect(index: jax.Array, size: int) -> jax.Array:
     return jnp.where(index >= size, 2 * (size - 1) - index, index)
 
 
+_CROP = "random_resized_crop"
 _PARTS: dict[str, Callable[[str], Augment]] = {"flip": _flip, "reflect_pad_crop": _reflect_pad_crop}

@@ -1,4 +1,4 @@
-"""Labelled images in memory: `Dataset`, its fingerprint, and the way from stored bytes to [0,1] pixels."""
+"""Labelled images: `Dataset`, its fingerprint, and the way from stored bytes to [0,1] pixels."""
 
 import dataclasses
 import hashlib
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_advtrain.data.streaming import EncodedImages
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -15,7 +17,8 @@ class Dataset:
 
     Attributes:
       name: name of the set, e.g. "mnist".
-      images: uint8 (N, H, W, C), or float32 (N, ...) with values in [0,1] (two moons: (N, 2)).
+      images: uint8 (N, H, W, C), or float32 (N, ...) with values in [0,1] (two moons: (N, 2)); or the images of a
+        training set that is streamed, of the same shape, which only `streaming.read_batches` reads.
       labels: int32 (N,), each in [0, len(class_names)).
       ids: int64 (N,), position of the record in the source split `split`. It depends on nothing else: the same record
         has the same id whatever subset, order or seed it was loaded with.
@@ -31,7 +34,7 @@ class Dataset:
     """
 
     name: str
-    images: np.ndarray
+    images: np.ndarray | EncodedImages
     labels: np.ndarray
     ids: np.ndarray
     class_names: tuple[str, ...]
@@ -42,7 +45,7 @@ class Dataset:
     def __post_init__(self) -> None:
         _check_arrays(self)
         _check_labels(self)
-        if self.images.dtype != np.uint8:
+        if not self.is_streamed and self.images.dtype != np.uint8:
             _check_unit_range(self)
 
     def __len__(self) -> int:
@@ -51,6 +54,11 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the images are on the disk, and not in memory."""
+        return isinstance(self.images, EncodedImages)
 
     @property
     def image_shape(self) -> tuple[int, ...]:

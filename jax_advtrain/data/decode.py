@@ -21,6 +21,11 @@ class BadRecord(ValueError):
     """A record that cannot be read; the text says where it is and why."""
 
 
+def undecodable(what: str, error: Exception) -> BadRecord:
+    """The error for an image of this name, of what its decoder raised."""
+    return BadRecord(f"{what} cannot be decoded ({reason(error)})")
+
+
 def is_grey(image: "Image") -> bool:
     """Whether an opened image has grey levels only; a palette counts as colour."""
     return image.mode in ("L", "1", "LA")
@@ -35,7 +40,9 @@ def reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def decode_image(file: Any, channels: int | None, size: tuple[int, int] | None) -> np.ndarray:
+def decode_image(
+    file: Any, channels: int | None, size: tuple[int, int] | None, resize: int | None = None
+) -> np.ndarray:
     """Pixels of an encoded image.
 
     Args:
@@ -43,6 +50,7 @@ def decode_image(file: Any, channels: int | None, size: tuple[int, int] | None) 
       channels: 1 (grey), 3 (RGB), 4 (RGBA); None: 1 where the image is grey, else 3. Transparency is dropped.
       size: (H, W) to which the image is resized: the shorter side to the size (so that it covers H x W), then the
         centre is cut out. Both are one bilinear, antialiased pass. None: as it is.
+      resize: what the shorter side is resized to instead, so that the centre cut out is less of the image.
 
     Returns:
       uint8 (H, W, C).
@@ -57,9 +65,12 @@ def decode_image(file: Any, channels: int | None, size: tuple[int, int] | None) 
             raise ValueError(f"it has more than 8 bits a pixel (mode {image.mode}); store 8-bit grey or colour")
         mode = MODES[channels] if channels else "L" if is_grey(image) else "RGB"
         pixels = image if image.mode == mode else image.convert(mode)
-        if size is not None and (pixels.height, pixels.width) != size:
+        if size is not None and (resize is not None or (pixels.height, pixels.width) != size):
             height, width = size
-            scale = min(pixels.height / height, pixels.width / width)
+            if resize is None:
+                scale = min(pixels.height / height, pixels.width / width)
+            else:
+                scale = min(pixels.height, pixels.width) / resize
             cut_height, cut_width = scale * height, scale * width
             left, top = max(0.0, (pixels.width - cut_width) / 2), max(0.0, (pixels.height - cut_height) / 2)
             box = (left, top, min(left + cut_width, pixels.width), min(top + cut_height, pixels.height))

@@ -21,6 +21,7 @@ _DEFAULTS: dict[str, Any] = {
     "image_key": None,
     "label_key": None,
     "image_size": None,
+    "resize": None,
     "channels": None,
     "on_bad_record": "fail",
     "classes": None,
@@ -35,6 +36,8 @@ _DEFAULTS: dict[str, Any] = {
     "num_test": None,
     "seed": 0,
     "augment": (),
+    "streaming": None,
+    "num_workers": None,
     "max_ram_gb": 8.0,
     "noise": 0.1,
 }
@@ -85,6 +88,11 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
             *others, last = [repr(choice) for choice in choices if choice is not None]
             raise ValueError(f"data.{field} must be {', '.join(others)} or {last}, got {full[field]!r}")
     full["image_size"] = _image_size(full["image_size"])
+    _check_resize(full["resize"], full["image_size"])
+    if full["streaming"] is not None and not isinstance(full["streaming"], bool):
+        raise ValueError(f"data.streaming must be True, False, or not set, got {full['streaming']!r}")
+    if full["num_workers"] is not None and not (_is_whole(full["num_workers"]) and full["num_workers"] >= 0):
+        raise ValueError(f"data.num_workers must be a whole number from 0, got {full['num_workers']!r}")
     for field in ("classes", "exclude_classes"):
         full[field] = _classes(field, full[field])
     if full["classes"] is not None and full["exclude_classes"] is not None:
@@ -118,7 +126,7 @@ def _with_source(full: dict[str, Any]) -> dict[str, Any]:
         )
     if full["source"] == "image_folder" and full["data_dir"] is None:
         raise ValueError("data.source='image_folder' needs data.data_dir, the folder with one subfolder a class")
-    for field in ("image_size", "channels"):
+    for field in ("image_size", "resize", "channels"):
         if full[field] is not None and full["source"] not in _DECODED:
             raise ValueError(
                 f"data.{field} is for {', '.join(_DECODED)}; data.source is {full['source']!r}, whose images are "
@@ -153,6 +161,17 @@ def _image_size(size: Any) -> tuple[int, int] | None:
     if len(sides) != 2 or not all(_is_whole(side) and side > 0 for side in sides):
         raise ValueError(f"data.image_size must be a whole number above 0, or (height, width), got {size!r}")
     return int(sides[0]), int(sides[1])
+
+
+def _check_resize(resize: Any, size: tuple[int, int] | None) -> None:
+    """Raises ValueError where the images would be made smaller than what is cut out of them."""
+    if resize is None:
+        return
+    if not _is_whole(resize) or size is None or resize < max(size):
+        raise ValueError(
+            f"data.resize must be a whole number, at least data.image_size (now {size}), out of which that is cut; "
+            f"got {resize!r}"
+        )
 
 
 def _classes(field: str, given: Any) -> tuple[str | int, ...] | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jax_advtrain.data import decode, folder_tree
 from jax_advtrain.data.decode import BadRecord
-from jax_advtrain.data.source import Records, Samples, Source, as_resized
+from jax_advtrain.data.source import Encoded, Records, Samples, Source, as_resized
 
 
 class _Header(NamedTuple):
@@ -27,8 +27,8 @@ class _Header(NamedTuple):
 def open_image_folder(config: dict[str, Any]) -> Source:
     """Opens the folder `config["data_dir"]`; ids are positions in the sorted list of a split's paths.
 
-    Uses of `config`: name, data_dir, image_size (None: all images have one size), channels (None: grey if all are, else
-    RGB), on_bad_record.
+    Uses of `config`: name, data_dir, image_size (None: all images have one size), resize, channels (None: grey if all
+    are, else RGB), on_bad_record.
 
     Raises:
       ValueError: no such folder, or not laid out as above; images of different sizes and no image_size; a bad record
@@ -52,10 +52,14 @@ def _records(tree: folder_tree.Tree, split: str, image_shape: tuple[int, int, in
     entries, folder = tree.splits[split], tree.folders[split]
     labels = np.array([entry.label for entry in entries], np.int64)
     where = f"{folder}, split {split!r}"
-    size = config["image_size"]
+    decoder = partial(decode.decode_image, channels=image_shape[2], size=config["image_size"], resize=config["resize"])
 
     def image_of(sample: int, entry: folder_tree.Entry) -> np.ndarray:
-        return _opened(folder, sample, entry, partial(decode.decode_image, channels=image_shape[2], size=size))
+        return _opened(folder, sample, entry, decoder)
+
+    def encoded(sample: int) -> Encoded:
+        entry = entries[sample]
+        return Encoded(_called(folder, sample, entry), _opened(folder, sample, entry, Path.read_bytes))
 
     def read(ids: np.ndarray) -> Samples:
         return decode.read_images(
@@ -69,7 +73,7 @@ def _records(tree: folder_tree.Tree, split: str, image_shape: tuple[int, int, in
             skip=config["on_bad_record"] == "skip",
         )
 
-    return Records(split, len(entries), image_shape, np.dtype(np.uint8), read, lambda ids: labels[ids])
+    return Records(split, len(entries), image_shape, np.dtype(np.uint8), read, lambda ids: labels[ids], encoded=encoded)
 
 
 def _image_shape(tree: folder_tree.Tree, config: dict[str, Any]) -> tuple[int, int, int]:
@@ -123,8 +127,12 @@ def _opened(folder: Path, sample: int, entry: folder_tree.Entry, reader: Callabl
     """What the reader makes of a record's file; raises BadRecord with its path and id."""
     path = folder / entry.path
     if entry.problem:
-        raise BadRecord(f"{path} (id {sample}) {entry.problem}")
+        raise BadRecord(f"{_called(folder, sample, entry)} {entry.problem}")
     try:
         return reader(path)
     except Exception as error:  # Pillow raises a dozen kinds for damaged images
-        raise BadRecord(f"{path} (id {sample}) cannot be read as an image: {decode.reason(error)}") from error
+        raise decode.undecodable(_called(folder, sample, entry), error) from error
+
+
+def _called(folder: Path, sample: int, entry: folder_tree.Entry) -> str:
+    return f"{folder / entry.path} (id {sample})"

@@ -1,4 +1,4 @@
-"""The one entry to data: from plain config values to the three splits in memory."""
+"""The one entry to data: from plain config values to the three splits, in memory but for a streamed training set."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ from jax_advtrain.data.image_folder import open_image_folder
 from jax_advtrain.data.moons import open_moons
 from jax_advtrain.data.npz_source import open_npz
 from jax_advtrain.data.source import Samples, Source, check_fits
+from jax_advtrain.data.streaming import EncodedImages
 from jax_advtrain.data.tfds_source import open_tfds
 
 _LOG = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ def load(config: Mapping[str, Any]) -> Splits:
           expression. Default "train", "validation", "test", the latter two where the set has them.
         image_key, label_key: features to use, where the set's info leaves a choice.
         image_size: a whole number or (height, width), for encoded images (tfds, image_folder, digits): each is resized,
-          its shorter side to the size, and the centre cut out, when it is read into memory. Not set: all have one size.
+          its shorter side to the size, and the centre cut out, when it is read. Not set: all have one size.
+        resize: what the shorter side is resized to instead (256, with an image_size of 224).
         channels: 1 or 3: images are made grey or RGB. Not set: what the set's info says; image_folder: grey if all are.
         on_bad_record: an image that cannot be decoded, or a link that leaves the folder: "fail" (named, default), or
           "skip" (left out and logged; the ids of the others stay).
@@ -58,12 +60,17 @@ def load(config: Mapping[str, Any]) -> Splits:
           of the source's own split, else 0.1.
         test_size: count or fraction, carved from train in the same way; only for sources without a test split.
         seed: decides what is carved (and moons' points).
-        augment: names for `augment.build`; checked here, applied on the device by whoever trains.
-        max_ram_gb: upper limit of the images' memory.
+        augment: names for `augment.build`; checked here, applied on the device by whoever trains. But
+          "random_resized_crop", first: a random rectangle of each training image, resized to image_size, where it is
+          decoded; it streams.
+        streaming: True: training images stay on the disk, and are read and decoded batch by batch (tfds, image_folder);
+          False: never. Not set: where they do not fit into max_ram_gb, or must be (random_resized_crop).
+        num_workers: processes that decode streamed images; 0: none, the training's own does. Not set: one a core.
+        max_ram_gb: upper limit of the memory of images that are not streamed (1 GB = 1e9 bytes).
         noise: moons only, standard deviation in scikit-learn's units.
 
     Returns:
-      Splits(train, validation, test).
+      Splits(train, validation, test). Validation and test are in memory always.
 
     Raises:
       ValueError: one line that says what is wrong, where, and what would be right.
@@ -72,10 +79,46 @@ def load(config: Mapping[str, Any]) -> Splits:
     augment.build(full["augment"])
     source, selection = classes.select(_OPEN[full["source"]](full), full)
     choice = splits.choose(source, full)
-    check_fits(source.name, sum(part.records.num_bytes(len(part.ids)) for part in choice), full["max_ram_gb"])
-    found = [part.records.read(part.ids) for part in choice]
+    streams = _streams(source, choice, full)
+    found = [_encoded(choice.train, full) if streams else choice.train.records.read(choice.train.ids)]
+    found += [part.records.read(part.ids) for part in choice[1:]]
     _report_skipped(source.name, choice, found)
     return Splits(*(_dataset(source, selection, part, samples) for part, samples in zip(choice, found, strict=True)))
+
+
+def _streams(source: Source, choice: splits.Choice, full: dict[str, Any]) -> bool:
+    """Whether the training images are streamed; raises ValueError where they must be and cannot, or nothing fits."""
+    train, *others = (part.records.num_bytes(len(part.ids)) for part in choice)
+    must = augment.crop_area(full["augment"]) is not None
+    can = source.train.encoded is not None
+    if must and full["streaming"] is False:
+        raise ValueError("augmentation 'random_resized_crop' needs the stored images: data.streaming cannot be False")
+    if must and full["image_size"] is None:
+        raise ValueError("augmentation 'random_resized_crop' needs data.image_size, the size that is made of a crop")
+    if (must or full["streaming"]) and not can:
+        why = "augmentation 'random_resized_crop' needs" if must else "data.streaming needs"
+        raise ValueError(f"{why} images stored one by one (tfds, image_folder); {source.name!r} is {full['source']!r}")
+    too_large = train + sum(others) > full["max_ram_gb"] * 1e9
+    streams = full["streaming"] if full["streaming"] is not None else must or (can and too_large)
+    held = sum(others) if streams else train + sum(others)
+    check_fits(source.name, held, full["max_ram_gb"], is_streamed=streams)
+    return streams
+
+
+def _encoded(part: splits.Part, full: dict[str, Any]) -> Samples:
+    """The training samples of a streamed set: their images are not read."""
+    assert part.records.encoded is not None
+    images = EncodedImages(
+        ids=part.ids,
+        image_shape=part.records.image_shape,
+        encoded=part.records.encoded,
+        resize=full["resize"],
+        least_area=augment.crop_area(full["augment"]),
+        seed=full["seed"],
+        skip=full["on_bad_record"] == "skip",
+        num_workers=full["num_workers"],
+    )
+    return Samples(part.ids, images, part.records.read_labels(part.ids))
 
 
 def _dataset(source: Source, selection: classes.Selection, part: splits.Part, samples: Samples) -> Dataset:

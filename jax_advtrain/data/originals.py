@@ -1,4 +1,4 @@
-"""CIFAR-100, SVHN and STL-10 from their original files, as the TFDS sets of those names; without TensorFlow.
+"""CIFAR-100, SVHN, STL-10 and ImageNet from their original files, as the TFDS sets of those names; without TensorFlow.
 
 Splits, features, class names and the order of the records are those of TFDS's own builders, so that a set prepared here
 and one prepared by TFDS have the same ids. Pickled batches ("cifar-100-python") are never read.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax_advtrain.data import original_layouts
+from jax_advtrain.data import imagenet, original_layouts
 from jax_advtrain.data.placing import ABANDONED_AFTER_SECONDS, place
 from jax_advtrain.data.source_files import find_files
 from jax_advtrain.data.tfds_writer import Content, write_set
@@ -91,5 +91,15 @@ ORIGINALS = {
         megabytes=2640,
         read=original_layouts.stl10,
         description="STL-10: 96x96 colour images in 10 classes, and unlabelled ones.",
+    ),
+    "imagenet2012": Original(
+        version="5.1.0",
+        files=(imagenet.TRAIN, imagenet.VALIDATION),
+        optional=(),
+        archive="",
+        url="https://image-net.org/download-images (with an account)",
+        megabytes=144_100,
+        read=imagenet.imagenet,
+        description="ImageNet, ILSVRC 2012: 1,000 classes of photographs.",
     ),
 }

@@ -1,7 +1,7 @@
 """Prepares a TFDS set for training: python -m jax_advtrain.data.prepare --name=NAME [--data_dir=DIR] [--manual_dir=DIR]
 
-digits                        are made from scikit-learn; cifar100, svhn_cropped and stl10 from their original files in
-                              --manual_dir; all four without TensorFlow.
+digits                        are made from scikit-learn; cifar100, svhn_cropped, stl10 and imagenet2012 from their original
+                              files in --manual_dir; all five without TensorFlow.
 any other set                 is prepared by TFDS itself, which needs TensorFlow: pip install 'jax_advtrain[prepare]'.
 
 Sizes and manual steps are said before anything starts. What is prepared already is left as it is. Bad input is answered
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from jax_advtrain.data import digits, originals
 from jax_advtrain.data.placing import ABANDONED_AFTER_SECONDS, place
-from jax_advtrain.data.tfds_folder import MANUAL_FILES, find_folder, parse_name
+from jax_advtrain.data.tfds_folder import find_folder, parse_name
 from jax_advtrain.data.tfds_source import default_data_dir
 
 DONE, BAD_INPUT = 0, 2
@@ -99,10 +99,6 @@ def _with_tfds(name: str, data_dir: Path, manual_dir: Path | None, problem: Valu
         raise ValueError(f"TFDS prepares {name} with TensorFlow: pip install 'jax_advtrain[prepare]'")
     if steps and manual_dir is None:
         raise ValueError(f"{name} needs files that you download by hand; give their folder as --manual_dir")
-    folder = manual_dir or data_dir
-    lacking = [file for file in MANUAL_FILES.get(builder.name, ()) if not (folder / file).exists()]
-    if lacking:
-        raise ValueError(f"--manual_dir={str(folder)!r} lacks {' and '.join(lacking)}")
     final = Path(builder.data_dir)
     _refuse_remains(final, problem)
     config = tfds.download.DownloadConfig(

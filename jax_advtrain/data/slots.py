@@ -5,6 +5,8 @@ array. A batch takes the same number of samples from each shard, so a device tha
 its samples and looks it up without communication, and 1, 2 or 8 devices see the same batches in the same order.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from jax_advtrain.data.permutation import EPOCH, SLOTS, permutation
@@ -79,3 +81,34 @@ def positions(slots: np.ndarray, batch: np.ndarray) -> np.ndarray:
     """
     padded = np.concatenate([slots, np.full((len(slots), 1), -1, slots.dtype)], axis=1)
     return np.take_along_axis(padded, batch, axis=1)
+
+
+class Visit(NamedTuple):
+    """One step's rows, in the order of shards.
+
+    Attributes:
+      epoch: number of the epoch.
+      positions: int32 (B,) into the train arrays, -1 where there is no sample.
+      slots: int32 (B,) local slot numbers.
+    """
+
+    epoch: int
+    positions: np.ndarray
+    slots: np.ndarray
+
+
+class Visits:
+    """step -> Visit, over all epochs of a run; keeps the order of the epoch that was asked for last."""
+
+    def __init__(self, layout: np.ndarray, batch_size: int, seed: int):
+        """`layout` of `make_slots`; the others as in `epoch_batches`, which says what is raised."""
+        self._arguments = layout, batch_size, seed
+        self._kept = 0, epoch_batches(*self._arguments, epoch=0)
+        self.steps_per_epoch = len(self._kept[1])
+
+    def __call__(self, step: int) -> Visit:
+        epoch, at = divmod(step, self.steps_per_epoch)
+        if self._kept[0] != epoch:
+            self._kept = epoch, epoch_batches(*self._arguments, epoch=epoch)
+        batch = self._kept[1][at]
+        return Visit(epoch, positions(self._arguments[0], batch).reshape(-1), batch.reshape(-1))

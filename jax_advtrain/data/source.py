@@ -1,7 +1,7 @@
 """What a source of data is: named splits of numbered records that are read by number, and only when asked for.
 
-`load` reads the chosen records into memory. A set that does not fit can be served from the same two things, the ids
-that `splits.choose` gives and `Records`, by a pipeline that reads a batch at a time.
+`load` reads the chosen records into memory; training images that do not fit stay encoded, and `streaming` reads them
+batch by batch.
 """
 
 import dataclasses
@@ -16,14 +16,26 @@ class Samples(NamedTuple):
     """Records that were read.
 
     Attributes:
-      ids: int64 (n,); images: (n, ...); labels: int64 (n,).
+      ids: int64 (n,); images: (n, ...), an array or what is streamed; labels: int64 (n,).
       problems: one line for each record that could not be read and was left out (data.on_bad_record="skip").
     """
 
     ids: np.ndarray
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
     problems: tuple[str, ...] = ()
+
+
+class Encoded(NamedTuple):
+    """An image as its file holds it.
+
+    Attributes:
+      where: what messages call it: its set or path, and its id.
+      content: the bytes of a PNG or JPEG.
+    """
+
+    where: str
+    content: bytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +50,8 @@ class Records:
       read: ids int64 (n,) -> Samples with images (n, *image_shape), in the order asked for.
       read_labels: ids int64 (n,) -> labels int64 (n,), without decoding an image.
       kept: int64 (k,) rising, the only ids that may be used (data.classes, data.exclude_classes); None: all.
+      encoded: id -> its image as it is stored, for streaming; it can be sent to other processes (cloudpickle), and
+        raises BadRecord. None: images are not stored one by one.
     """
 
     split: str
@@ -47,6 +61,7 @@ class Records:
     read: Callable[[np.ndarray], Samples]
     read_labels: Callable[[np.ndarray], np.ndarray]
     kept: np.ndarray | None = None
+    encoded: Callable[[int], Encoded] | None = None
 
     @property
     def ids(self) -> np.ndarray:
@@ -84,16 +99,22 @@ def records_in_memory(split: str, images: np.ndarray, labels: np.ndarray) -> Rec
 
 def as_resized(version: str, config: dict[str, Any]) -> str:
     """The version of a source whose images are made to another size or other channels: other images, other version."""
-    height_width, channels = config["image_size"], config["channels"]
+    height_width, channels, resize = config["image_size"], config["channels"], config["resize"]
     resized = f"-{height_width[0]}x{height_width[1]}" if height_width else ""
+    resized += f"of{resize}" if resize else ""
     return f"{version}{resized}{f'-channels{channels}' if channels else ''}"
 
 
-def check_fits(name: str, num_bytes: int, max_ram_gb: float) -> None:
-    """Raises ValueError where images of `num_bytes` are more than `max_ram_gb` (1 GB = 1e9 bytes)."""
-    if num_bytes > max_ram_gb * 1e9:
-        raise ValueError(
-            f"data set {name!r} takes {num_bytes / 1e9:.3g} GB, more than data.max_ram_gb={max_ram_gb:g}: sets that do "
-            "not fit into memory are not supported yet; take fewer samples (data.num_train, data.train_ids, "
-            "data.num_test) or raise data.max_ram_gb"
-        )
+def check_fits(name: str, num_bytes: int, max_ram_gb: float, *, is_streamed: bool = False) -> None:
+    """Raises ValueError where images of `num_bytes` are more than `max_ram_gb` (1 GB = 1e9 bytes).
+
+    `is_streamed`: those of training are not among them.
+    """
+    if num_bytes <= max_ram_gb * 1e9:
+        return
+    what = "validation and test images" if is_streamed else "images"
+    fields = ("num_test", "validation_size") if is_streamed else ("num_train", "train_ids", "num_test")
+    raise ValueError(
+        f"data set {name!r}: its {what} take {num_bytes / 1e9:.3g} GB, more than data.max_ram_gb={max_ram_gb:g}; take "
+        f"fewer samples ({', '.join(f'data.{field}' for field in fields)}) or raise data.max_ram_gb"
+    )

@@ -48,7 +48,7 @@ def _extract(archive: Path, wanted: Sequence[str], extract_to: Path) -> dict[str
     try:
         with tarfile.open(archive, "r|*") as members:
             for member in members:
-                _check_member(archive, member)
+                check_member(str(archive), member)
                 name = posixpath.basename(member.name)
                 content = members.extractfile(member) if member.isfile() and name in wanted else None
                 if content is None:
@@ -65,7 +65,7 @@ def _extract(archive: Path, wanted: Sequence[str], extract_to: Path) -> dict[str
     return found
 
 
-def _check_member(archive: Path, member: tarfile.TarInfo) -> None:
+def check_member(archive: str, member: tarfile.TarInfo) -> None:
     """Raises ValueError where a member could end outside its folder. Links can lead anywhere, so there may be none."""
     path = member.name.replace("\\", "/")
     if path.startswith("/") or ".." in path.split("/") or ":" in path.split("/")[0]:

@@ -10,10 +10,6 @@ _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-# Sets whose files nobody may download without an account; TFDS's own instructions name them too.
-MANUAL_FILES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
-
-
 def parse_name(name: str) -> re.Match[str]:
     """The parts `set`, `config`, `version` of a TFDS name; raises ValueError where it is none."""
     match = _NAME.fullmatch(name)
@@ -28,7 +24,7 @@ def missing(name: str, data_dir: Any) -> str:
     if bare == "digits":
         return "the next run with data.source='digits' prepares it"
     command = f"python -m jax_advtrain.data.prepare --name={shlex.quote(name)} --data_dir={shlex.quote(str(data_dir))}"
-    files = MANUAL_FILES.get(bare, ())
+    files: tuple[str, ...] = ()
     if bare in ORIGINALS:
         files = (ORIGINALS[bare].archive,) if ORIGINALS[bare].archive else ORIGINALS[bare].files
     else:

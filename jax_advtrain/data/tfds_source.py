@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_advtrain.data import decode
+from jax_advtrain.data import decode, label_cache
 from jax_advtrain.data.decode import BadRecord
-from jax_advtrain.data.source import Records, Samples, Source, as_resized
+from jax_advtrain.data.source import Encoded, Records, Samples, Source, as_resized
 from jax_advtrain.data.tfds_folder import check_shards, find_folder, missing
 
 
@@ -27,6 +27,7 @@ class _Wanted(NamedTuple):
     label_key: str
     shape: Sequence[int | None]
     size: tuple[int, int] | None
+    resize: int | None
     skip: bool
 
 
@@ -40,7 +41,7 @@ def open_tfds(config: dict[str, Any]) -> Source:
 
     Uses of `config`: name ("mnist", "mnist:3.0.1", "set/config:1.0.0"), data_dir, train_split, validation_split,
     test_split (any TFDS split expression, e.g. "train[:80%]"; the ids count in that expression), image_key, label_key,
-    image_size and channels (what images are made to), on_bad_record (damaged images only).
+    image_size, resize and channels (what images are made to), on_bad_record (damaged images only).
 
     Raises:
       ValueError: the set is not there, half-written, damaged, not in array_record form, or is no image classification.
@@ -71,7 +72,8 @@ def open_tfds(config: dict[str, Any]) -> Source:
 
     channels = config["channels"] or image.shape[-1]
     shape = (*(config["image_size"] or image.shape[:2]), channels)
-    wanted = _Wanted(image_key, label_key, shape, config["image_size"], config["on_bad_record"] == "skip")
+    skip = config["on_bad_record"] == "skip"
+    wanted = _Wanted(image_key, label_key, shape, config["image_size"], config["resize"], skip)
 
     def records(split: str) -> Records:
         try:
@@ -81,7 +83,8 @@ def open_tfds(config: dict[str, Any]) -> Source:
         check_shards(info.splits[split], split, missing(name, data_dir))
         raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES
         raw = builder.as_data_source(split, deserialize_method=raw_bytes)  # pyright: ignore[reportCallIssue]
-        return _records(name, split, raw, wanted)
+        shards = [str(instruction.filename) for instruction in info.splits[split].file_instructions]
+        return _records(name, split, raw, wanted, shards)
 
     train = config["train_split"] or "train"
     test = config["test_split"] or ("test" if "test" in available else None)
@@ -120,13 +123,14 @@ def _feature_key(info: Any, kind: type, configured: str | None, supervised: int,
     return candidates[0]
 
 
-def _records(name: str, split: str, raw: Any, wanted: _Wanted) -> Records:
-    from tensorflow_datasets.proto import tf_example_pb2 as protos
-
-    parse = protos.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
+def _records(name: str, split: str, raw: Any, wanted: _Wanted, shards: Sequence[str]) -> Records:
     where = f"{name}, split {split!r}"
 
     def fetch(ids: np.ndarray) -> list[Any]:
+        # Here, since this function goes to other processes, and protobuf's cannot.
+        from tensorflow_datasets.proto import tf_example_pb2 as protos
+
+        parse = protos.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
         try:
             found = raw.__getitems__(ids.tolist()) if len(ids) else []
         except (RuntimeError, IndexError) as error:
@@ -139,9 +143,16 @@ def _records(name: str, split: str, raw: Any, wanted: _Wanted) -> Records:
     def image_of(sample: int, features: Any) -> np.ndarray:
         try:
             encoded = io.BytesIO(features[wanted.image_key].bytes_list.value[0])
-            return decode.decode_image(encoded, wanted.shape[-1], wanted.size)
+            return decode.decode_image(encoded, wanted.shape[-1], wanted.size, wanted.resize)
         except Exception as error:  # Pillow raises a dozen kinds for damaged images
-            raise BadRecord(f"{where}: image of id {sample} cannot be decoded ({decode.reason(error)})") from error
+            raise decode.undecodable(called(sample), error) from error
+
+    def called(sample: int) -> str:
+        return f"{where}: image of id {sample}"
+
+    def encoded(sample: int) -> Encoded:
+        (features,) = fetch(np.array([sample]))
+        return Encoded(called(sample), features[wanted.image_key].bytes_list.value[0])
 
     def first_image() -> np.ndarray:
         problem = None
@@ -165,7 +176,7 @@ def _records(name: str, split: str, raw: Any, wanted: _Wanted) -> Records:
             where, ids, image_shape, fetch, image_of, label_of, threaded=threaded, skip=wanted.skip
         )
 
-    def read_labels(ids: np.ndarray) -> np.ndarray:
+    def labels_of(ids: np.ndarray) -> np.ndarray:
         labels = np.empty(len(ids), np.int64)
 
         def fill(at: int, features: Any) -> None:
@@ -174,7 +185,8 @@ def _records(name: str, split: str, raw: Any, wanted: _Wanted) -> Records:
         decode.for_each(ids, fetch, fill, threaded=False)
         return labels
 
-    return Records(split, len(raw), image_shape, np.dtype(np.uint8), read, read_labels)
+    read_labels = label_cache.cached(labels_of, len(raw), shards, wanted.label_key)
+    return Records(split, len(raw), image_shape, np.dtype(np.uint8), read, read_labels, encoded=encoded)
 
 
 def _first_line(error: BaseException) -> str:

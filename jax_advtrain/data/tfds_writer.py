@@ -4,18 +4,30 @@ TFDS shuffles records by a hash of their keys. Its shuffler needs TensorFlow abo
 here, and records are written one by one: nothing is held in memory.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 
+_SHARD_BYTES = 256_000_000
+
+
 class Content(NamedTuple):
-    """One split: its record k of `count` is `example(k)`, a value for each feature. Images are PIL's."""
+    """One split.
+
+    Attributes:
+      count: number of records.
+      example: k -> record k, a value for each feature. Images are PIL's, or files of encoded bytes.
+      keys: what TFDS's own builder yields record k under; None: k.
+      num_bytes: about how large all records are; decides into how many files they go.
+    """
 
     count: int
     example: Callable[[int], dict[str, Any]]
+    keys: Sequence[str] | None = None
+    num_bytes: int = 0
 
 
 def write_set(
@@ -26,14 +38,14 @@ def write_set(
     description: str,
     supervised: tuple[str, str],
 ) -> None:
-    """Writes a whole set into a folder, one shard a split.
+    """Writes a whole set into a folder, in shards of about 256 MB.
 
     Args:
       folder: .../<name>/<version>, empty.
       name: TFDS name.
       features: a tfds.features.FeaturesDict.
       contents: {split: its records}; where TFDS has such a set, the same records in the same order as its own builder
-        yields with keys 0, 1, ..., so that ids agree with a set that TFDS prepared.
+        yields them, so that ids agree with a set that TFDS prepared.
       description: what the set is.
       supervised: the features that are input and target.
     """
@@ -47,18 +59,19 @@ def write_set(
         template = tfds.core.ShardedFileTemplate(
             data_dir=epath.Path(folder), dataset_name=name, split=split, filetype_suffix="array_record"
         )
-        path = str(template.sharded_filepath(shard_index=0, num_shards=1))
-        writer = array_record_module.ArrayRecordWriter(path, "group_size:1")  # TFDS's own setting
-        num_bytes = 0
-        for key in _order(split, content.count):
-            record = features.serialize_example(features.encode_example(content.example(key)))
-            num_bytes += len(record)
-            writer.write(record)
-        writer.close()
+        num_shards = max(1, min(content.count, -(-content.num_bytes // _SHARD_BYTES)))
+        num_bytes, shards = 0, np.array_split(_order(split, content.keys or range(content.count)), num_shards)
+        for number, shard in enumerate(shards):
+            path = str(template.sharded_filepath(shard_index=number, num_shards=num_shards))
+            writer = array_record_module.ArrayRecordWriter(path, "group_size:1")  # TFDS's own setting
+            for k in shard.tolist():
+                record = features.serialize_example(features.encode_example(content.example(k)))
+                num_bytes += len(record)
+                writer.write(record)
+            writer.close()
+        lengths = [len(shard) for shard in shards]
         split_infos.append(
-            tfds.core.SplitInfo(
-                name=split, shard_lengths=[content.count], num_bytes=num_bytes, filename_template=template
-            )
+            tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template)
         )
     tfds.folder_dataset.write_metadata(
         data_dir=str(folder),
@@ -70,12 +83,13 @@ def write_set(
     )
 
 
-def _order(split: str, count: int) -> list[int]:
-    """Keys 0..count-1 as TFDS orders them: by their hash, salted with the split's name."""
+def _order(split: str, keys: Sequence[Any]) -> list[int]:
+    """Which record comes first, second, ... where TFDS orders them: by the hash of their keys, salted by the split."""
     from tensorflow_datasets.core import hashing
 
     hasher = hashing.Hasher(split)
-    return sorted(range(count), key=hasher.hash_key)
+    hashes = [hasher.hash_key(key) for key in keys]
+    return sorted(range(len(hashes)), key=hashes.__getitem__)
 
 
 def as_image(pixels: np.ndarray) -> Any:

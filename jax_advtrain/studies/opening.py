@@ -79,7 +79,10 @@ def samples(experiment: Experiment, section: str, config: Any) -> Dataset:
       ConfigError: the split is empty.
     """
     split = config[section].split
-    found = first(getattr(experiment.splits, split), config[section].num_samples)
+    whole = getattr(experiment.splits, split)
+    if whole.is_streamed:
+        raise ConfigError(f"{section}.split is {split!r}, which is streamed for training only; give another split")
+    found = first(whole, config[section].num_samples)
     if not len(found):
         raise ConfigError(f"{section}.split is {split!r}, which is empty; set data.{split}_size, or give another split")
     return found

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from jax_advtrain import data, defenses, models, tasks
 from jax_advtrain.data import Splits, slots
+from jax_advtrain.data.slots import Visits
 from jax_advtrain.evaluation import suite
 from jax_advtrain.models import Network, functional
 from jax_advtrain.training import feed, optim
@@ -20,10 +21,11 @@ class Experiment(NamedTuple):
     """A run's parts.
 
     Attributes:
-      splits: the data in memory.
+      splits: the data.
       recipe: what the training program is.
       layout: (shards, slots a shard) positions into the training arrays, -1 = padding.
-      steps_per_epoch, epochs, batch_size: how long it trains.
+      visits: which samples a step visits.
+      epochs: how long it trains.
       mesh: the devices.
       example: a batch of the right shapes.
       template: the state before the first step.
@@ -32,12 +34,15 @@ class Experiment(NamedTuple):
     splits: Splits
     recipe: Recipe
     layout: np.ndarray
-    steps_per_epoch: int
+    visits: Visits
     epochs: int
-    batch_size: int
     mesh: Mesh
     example: HostBatch
     template: TrainState
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.visits.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
@@ -74,18 +79,18 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
     if config.init_from and is_start:
         network = started_from(config.init_from, network, config.model["name"], outputs, train)
     layout = slots.make_slots(len(train), config.num_shards, config.seed)
-    first = slots.epoch_batches(layout, config.batch_size, config.seed, 0)
+    visits = Visits(layout, config.batch_size, config.seed)
     recipe = Recipe(
         graphdef=network.graphdef,
         task=tasks.for_outputs(outputs),
         defense=defenses.from_config(config.defense),
-        optimizer=optim.build(config.optimizer, steps_per_epoch=len(first), epochs=config.epochs),
+        optimizer=optim.build(config.optimizer, steps_per_epoch=visits.steps_per_epoch, epochs=config.epochs),
         num_shards=config.num_shards,
         seed=config.seed,
         augment=data.augment.build(tuple(config.data.augment)) if config.data.augment else None,
         ema_decay=config.ema_decay,
     )
-    example = feed.host_batch(mesh, train, slots.positions(layout, first[0]).reshape(-1), first[0].reshape(-1))
+    example = feed.example(mesh, train, visits(0))
     template = init_state(
         recipe,
         network.params,
@@ -94,7 +99,7 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
         num_classes=train.num_classes,
         example=example,
     )
-    return Experiment(splits, recipe, layout, len(first), config.epochs, config.batch_size, mesh, example, template)
+    return Experiment(splits, recipe, layout, visits, config.epochs, mesh, example, template)
 
 
 def started_from(folder: str, network: Network, name: str, num_outputs: int, train: data.Dataset) -> Network:

@@ -1,12 +1,13 @@
 """The training loop: epochs of steps, a line and a checkpoint an epoch, stopped and resumed at any step."""
 
 import collections
+import contextlib
+import itertools
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,25 +75,22 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
     if step_number >= experiment.total_steps:
         return state
     step = make_step(experiment.recipe, mesh, state, experiment.example)
-    display.say(f"compiling the training step for {mesh.size} device(s)")
-    started = time.perf_counter()
-    compiled = step.lower(state, experiment.example, jnp.int32(0)).compile()
-    display.say(f"compiled in {time.perf_counter() - started:.1f} s")
     count_margins = _margin_counter(experiment)
-    with _stop_signals() as stop, display.training(experiment, lines, folder, step_number) as shown:
+    train, waiting = experiment.splits.train, feed.Waiting()
+    made = feed.batches(mesh, train, experiment.visits, step_number, experiment.total_steps)
+    # Processes that read batches start while the step is compiled.
+    with feed.ahead(made, waiting) as batches, contextlib.ExitStack() as stack:
+        display.say(f"compiling the training step for {mesh.size} device(s)")
+        started = time.perf_counter()
+        compiled = step.lower(state, experiment.example, jnp.int32(0)).compile()
+        display.say(f"compiled in {time.perf_counter() - started:.1f} s")
+        stop = stack.enter_context(_stop_signals())
+        shown = stack.enter_context(display.training(experiment, lines, folder, step_number))
         for number in range(step_number // per_epoch, experiment.epochs):
             first_step = step_number - number * per_epoch
-            waiting, started, losses = feed.Waiting(), time.perf_counter(), collections.deque()
-            batches = feed.epoch(
-                mesh,
-                experiment.splits.train,
-                experiment.layout,
-                experiment.batch_size,
-                config.seed,
-                number,
-                first_step,
-            )
-            for batch in feed.ahead(batches, waiting):
+            started, losses = time.perf_counter(), collections.deque()
+            waiting.seconds = 0.0
+            for batch in itertools.islice(batches, per_epoch - first_step):
                 state, loss = compiled(state, batch, jnp.int32(number))
                 step_number += 1
                 losses.append(loss)
@@ -116,6 +114,8 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
                 "input_wait": waiting.seconds / seconds,
                 "train": {name: value for name, value in means(sums).items() if not name.startswith("margin_")},
             }
+            if unread := len(train) - int(sums["count"]):
+                line["unread"] = unread  # data.on_bad_record="skip", of a streamed set
             if (settings := experiment.recipe.defense.margin_settings) is not None:
                 delta, ceiling = settings
                 counts = count_margins(state.sample_state["margin"], ceiling)
@@ -223,7 +223,7 @@ def _margin_counter(experiment: Experiment) -> Callable[[jax.Array, float], marg
     return lambda values, ceiling: jax.tree.map(np.asarray, counter(values, valid, jnp.asarray(ceiling, values.dtype)))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
     """SIGTERM and SIGINT ask for a stop at the next step; outside the main thread nothing is caught."""
     stop = threading.Event()

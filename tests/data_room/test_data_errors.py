@@ -42,7 +42,7 @@ def refused(config: dict, *expected: str) -> None:
         ({"name": "moons", "seed": -1}, "data.seed must be a whole number in [0, 2**32)"),
         ({"name": "moons", "noise": float("nan")}, "data.noise must be a finite number 0 or more"),
         ({"name": "moons", "max_ram_gb": 0}, "data.max_ram_gb must be a finite number above 0"),
-        ({"name": "moons", "max_ram_gb": 1e-6}, "more than data.max_ram_gb=1e-06: sets that do not fit into memory"),
+        ({"name": "moons", "max_ram_gb": 1e-6}, "GB, more than data.max_ram_gb=1e-06; take fewer samples"),
         ({"name": "moons", "validation_size": 1.0}, "data.validation_size must be a count"),
         ({"name": "moons", "validation_size": -1}, "data.validation_size must be a count"),
         ({"name": "moons", "validation_size": True}, "data.validation_size must be a count"),

@@ -116,8 +116,8 @@ def test_odd_images_and_keys(prepare_set):
         load("toy", folder, **split)
     with pytest.raises(ValueError, match=r"data.image_key='fine' is no Image feature; there are: picture"):
         load("toy", folder, image_key="fine", **split)
-    with pytest.raises(ValueError, match=r"takes 6.91e-05 GB, more than data.max_ram_gb=4e-05"):
-        load("toy", folder, label_key="fine", max_ram_gb=4e-5, test_ids=[3], validation_size=1)
+    with pytest.raises(ValueError, match=r"take 6.91e-05 GB, more than data.max_ram_gb=4e-05"):
+        load("toy", folder, label_key="fine", max_ram_gb=4e-5, streaming=False, test_ids=[3], validation_size=1)
 
 
 def test_images_of_different_sizes_are_refused(prepare_set):
@@ -151,7 +151,7 @@ def test_images_of_different_sizes_are_resized(prepare_set, photographs, caplog)
     grey = load("toy", folder, channels=1, **config).train
     assert grey.image_shape == (48, 64, 1) and grey.version == "1.0.0-48x64-channels1"
     with pytest.raises(ValueError, match=r"more than data.max_ram_gb=5e-05"):
-        load("toy", folder, max_ram_gb=5e-5, **config)
+        load("toy", folder, max_ram_gb=5e-5, streaming=False, **config)
     limited = load("toy", folder, max_ram_gb=5e-5, num_train=2, num_test=1, **config)
     assert len(limited.train) == 2
 

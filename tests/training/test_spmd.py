@@ -183,7 +183,8 @@ def experiment(digits_of_parent):
 
 
 def batches(experiment, epoch=0):
-    return feed.epoch(experiment.mesh, experiment.splits.train, experiment.layout, experiment.batch_size, 0, epoch)
+    first, per_epoch = epoch * experiment.steps_per_epoch, experiment.steps_per_epoch
+    return feed.batches(experiment.mesh, experiment.splits.train, experiment.visits, first, first + per_epoch)
 
 
 @on_eight
@@ -213,7 +214,7 @@ def test_every_sample_is_visited_exactly_once_an_epoch(experiment):
     for epoch in (0, 1):
         visited, ids = [], []
         for batch in batches(experiment, epoch):
-            shard = np.arange(experiment.batch_size) // (experiment.batch_size // 8)
+            shard = np.repeat(np.arange(8), experiment.example.slots.shape[0] // 8)
             valid = np.asarray(batch.slots) != PADDING
             visited.append((shard * per_shard + np.asarray(batch.slots))[valid])
             ids.append(np.asarray(batch.ids)[valid])
@@ -238,7 +239,7 @@ def test_every_margin_is_written_by_its_own_sample_alone(experiment):
         state, _ = step(state, batch, jnp.int32(0))
         changed = np.flatnonzero(np.asarray(state.sample_state["margin"]) != before)
         valid = np.asarray(batch.slots) != PADDING
-        shard = np.arange(experiment.batch_size) // (experiment.batch_size // 8)
+        shard = np.repeat(np.arange(8), experiment.example.slots.shape[0] // 8)
         own = (shard * experiment.layout.shape[1] + np.asarray(batch.slots))[valid]
         assert set(changed) <= set(own.tolist())
     assert float(state.sums["count"]) == len(experiment.splits.train)

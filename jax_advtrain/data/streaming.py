@@ -1,0 +1,167 @@
+"""Training images that do not fit into memory: read and decoded batch by batch in worker processes (Grain).
+
+What a batch holds is a pure function of the step (`slots.Visits`), and a random crop one of (seed, epoch, sample id):
+neither the number of workers nor where a run was resumed changes a pixel.
+"""
+
+import dataclasses
+import io
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jax_advtrain.data import decode
+from jax_advtrain.data.decode import BadRecord
+from jax_advtrain.data.random_crop import random_resized_crop
+from jax_advtrain.data.slots import Visits
+from jax_advtrain.data.source import Encoded
+
+_BATCHES_AHEAD = 2  # of each worker
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedImages:
+    """The images of a set that is streamed: what stands in `Dataset.images` in place of an array.
+
+    Attributes:
+      ids: int64 (N,).
+      image_shape: (H, W, C) as they will be.
+      encoded: id -> its image as it is stored.
+      resize: as in `decode.decode_image`; not used where there is a random crop.
+      least_area: None, or the smallest share of the image that a random crop takes.
+      seed: of the crops.
+      skip: whether records that cannot be read are left out, instead of fatal.
+      num_workers: processes that decode; 0: none, this process does; None: as many as there are cores.
+    """
+
+    ids: np.ndarray
+    image_shape: tuple[int, int, int]
+    encoded: Callable[[int], Encoded]
+    resize: int | None
+    least_area: float | None
+    seed: int
+    skip: bool
+    num_workers: int | None
+
+    dtype = np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.ids), *self.image_shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, position: int, epoch: int) -> np.ndarray:
+        """One image, uint8 (H, W, C), as that epoch sees it; raises BadRecord."""
+        sample = int(self.ids[position])
+        where, content = self.encoded(sample)
+        height, width, channels = self.image_shape
+        try:
+            if self.least_area is not None:
+                crop = (self.least_area, self.seed, epoch, sample)
+                return random_resized_crop(content, (height, width), channels, *crop)
+            return decode.decode_image(io.BytesIO(content), channels, (height, width), self.resize)
+        except Exception as error:  # Pillow raises a dozen kinds for damaged images
+            raise decode.undecodable(where, error) from error
+
+
+class ReadBatch(NamedTuple):
+    """Rows of a batch that were read.
+
+    Attributes:
+      images: uint8 (n, H, W, C); zeros where there is no sample, or none that can be read.
+      problems: {row: why its record could not be read}.
+    """
+
+    images: np.ndarray
+    problems: dict[int, str]
+
+
+def read_batches(
+    images: EncodedImages, visits: Visits, rows: np.ndarray, first_step: int, num_steps: int
+) -> Iterator[ReadBatch]:
+    """The batches of the steps from `first_step` to `num_steps`.
+
+    The workers start at once; they end when the iterator is closed, with the program, and also where it is killed.
+
+    Args:
+      images: the set.
+      visits: which samples a step visits.
+      rows: int (n,) the rows of a batch that are wanted here (those of this process's devices).
+
+    Raises:
+      BadRecord: a record that cannot be read, where these are fatal.
+    """
+    import grain
+
+    workers = os.cpu_count() or 1 if images.num_workers is None else images.num_workers
+    source = _Batches(images, visits, rows, num_steps)
+    steps = grain.MapDataset.source(source).slice(slice(first_step, num_steps))
+    # A worker that reads ahead by threads of its own would only take turns with itself.
+    batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BATCHES_AHEAD)
+        batches = batches.mp_prefetch(options, worker_init_fn=_in_worker)
+    iterator: Any = iter(batches)
+    if hasattr(iterator, "start_prefetch"):
+        iterator.start_prefetch()
+    return _closing(iterator)
+
+
+def _closing(iterator: Any) -> Iterator[ReadBatch]:
+    try:
+        for found in iterator:
+            yield ReadBatch(found["images"], dict(found["problems"]))
+    finally:
+        iterator.close()
+
+
+class _Batches:
+    """Random access to batches by step, as Grain wants it; goes to the workers whole."""
+
+    def __init__(self, images: EncodedImages, visits: Visits, rows: np.ndarray, num_steps: int):
+        self._images, self._visits, self._rows, self._num_steps = images, visits, rows, num_steps
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        visit = self._visits(int(step))
+        images = np.zeros((len(self._rows), *self._images.image_shape), np.uint8)
+        problems = []
+        for at, position in enumerate(visit.positions[self._rows]):
+            if position < 0:
+                continue
+            try:
+                images[at] = self._images.read(int(position), visit.epoch)
+            except BadRecord as error:
+                if not self._images.skip:
+                    raise
+                problems.append((at, str(error)))
+        return {"images": images, "problems": tuple(problems)}
+
+
+def _in_worker(number: int, count: int) -> None:
+    """One core a worker, no accelerator, and an end with the program, also where that is killed."""
+    import cv2
+
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    cv2.setNumThreads(0)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def end_with_it() -> None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=end_with_it, daemon=True).start()
