@@ -39,7 +39,9 @@ def assembled(mesh: Mesh, count: int, rows: np.ndarray) -> jax.Array:
     here = local_rows(mesh, count)
 
     def local(index: tuple[slice, ...]) -> np.ndarray:
-        return rows[np.searchsorted(here, np.arange(count)[index[0]])]
+        wanted = np.arange(count)[index[0]]
+        start = np.searchsorted(here, wanted[0])
+        return rows[start : start + len(wanted)]
 
     return jax.make_array_from_callback((count, *rows.shape[1:]), NamedSharding(mesh, P(AXIS)), local)
 

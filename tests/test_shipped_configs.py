@@ -30,10 +30,10 @@ def test_it_is_valid_and_says_what_it_is(file):
 def _names_of(file: Path) -> tuple[str, ...]:
     """TFDS names that start as the file does: svhn_ima.py trains on svhn_cropped."""
     first = file.stem.split("_")[0]
-    return (first, f"{first}_cropped")
+    return (first, f"{first}_cropped", f"{first}2012")
 
 
 def test_each_set_has_both_methods():
     stems = {file.stem for file in FILES}
-    for name in ("mnist", "cifar10", "cifar100", "svhn", "stl10"):
+    for name in ("mnist", "cifar10", "cifar100", "svhn", "stl10", "imagenet"):
         assert {f"{name}_ima", f"{name}_pgd_at"} <= stems

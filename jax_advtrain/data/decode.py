@@ -1,7 +1,8 @@
 """From the bytes of a PNG or JPEG image to pixels of the wanted channels and size, and of many images to one array."""
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -58,25 +59,42 @@ def decode_image(
     Raises:
       Exception: whatever Pillow says of damaged images (a dozen kinds); ValueError: more than 8 bits a pixel.
     """
+    with opened(file, channels) as image:
+        if size is None or (resize is None and (image.height, image.width) == size):
+            return _pixels(image)
+        height, width = size
+        if resize is None:
+            scale = min(image.height / height, image.width / width)
+        else:
+            scale = min(image.height, image.width) / resize
+        cut_height, cut_width = scale * height, scale * width
+        left, top = max(0.0, (image.width - cut_width) / 2), max(0.0, (image.height - cut_height) / 2)
+        right, bottom = min(left + cut_width, image.width), min(top + cut_height, image.height)
+        return resized(image, size, (left, top, right, bottom))
+
+
+@contextlib.contextmanager
+def opened(file: Any, channels: int | None) -> Iterator["Image"]:
+    """An encoded image as a decoded Pillow one; the arguments and what is raised are those of `decode_image`."""
     from PIL import Image
 
     with Image.open(file) as image:
         if image.mode[0] in "IF":  # Pillow would cut every level above 255 off
             raise ValueError(f"it has more than 8 bits a pixel (mode {image.mode}); store 8-bit grey or colour")
         mode = MODES[channels] if channels else "L" if is_grey(image) else "RGB"
-        pixels = image if image.mode == mode else image.convert(mode)
-        if size is not None and (resize is not None or (pixels.height, pixels.width) != size):
-            height, width = size
-            if resize is None:
-                scale = min(pixels.height / height, pixels.width / width)
-            else:
-                scale = min(pixels.height, pixels.width) / resize
-            cut_height, cut_width = scale * height, scale * width
-            left, top = max(0.0, (pixels.width - cut_width) / 2), max(0.0, (pixels.height - cut_height) / 2)
-            box = (left, top, min(left + cut_width, pixels.width), min(top + cut_height, pixels.height))
-            pixels = pixels.resize((width, height), Image.Resampling.BILINEAR, box)
-        # tobytes is twice as fast as np.asarray, which goes through a dictionary and a copy
-        return np.frombuffer(pixels.tobytes(), np.uint8).reshape(pixels.height, pixels.width, -1)
+        yield image if image.mode == mode else image.convert(mode)
+
+
+def resized(image: "Image", size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+    """A rectangle (left, top, right, bottom) of an image as uint8 (*size, C): one bilinear, antialiased pass."""
+    from PIL import Image
+
+    return _pixels(image.resize(size[::-1], Image.Resampling.BILINEAR, box))
+
+
+def _pixels(image: "Image") -> np.ndarray:
+    # tobytes is twice as fast as np.asarray, which goes through a dictionary and a copy
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
 
 
 def read_images(

@@ -1,7 +1,7 @@
 """Prepares a TFDS set for training: python -m jax_advtrain.data.prepare --name=NAME [--data_dir=DIR] [--manual_dir=DIR]
 
-digits                        are made from scikit-learn; cifar100, svhn_cropped, stl10 and imagenet2012 from their original
-                              files in --manual_dir; all five without TensorFlow.
+digits                        are made from scikit-learn; cifar100, svhn_cropped, stl10 and imagenet2012 from their
+                              original files in --manual_dir; all five without TensorFlow.
 any other set                 is prepared by TFDS itself, which needs TensorFlow: pip install 'jax_advtrain[prepare]'.
 
 Sizes and manual steps are said before anything starts. What is prepared already is left as it is. Bad input is answered
@@ -76,7 +76,8 @@ def _prepared(name: str, data_dir: Path) -> Path | ValueError:
 
 def _from_originals(name: str, data_dir: Path, manual_dir: Path | None, problem: ValueError) -> Path:
     original = originals.ORIGINALS[name]
-    what = original.archive or f"{', '.join(original.files)} (and {', '.join(original.optional)} if wanted)"
+    more = f" (and {', '.join(original.optional)} if wanted)" if original.optional else ""
+    what = original.archive or f"{', '.join(original.files)}{more}"
     print(f"{name} is made from {what}, {original.megabytes / 1000:.3g} GB, to be had at {original.url}")
     if manual_dir is None:
         raise ValueError(

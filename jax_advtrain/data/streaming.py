@@ -5,6 +5,7 @@ neither the number of workers nor where a run was resumed changes a pixel.
 """
 
 import dataclasses
+import gc
 import io
 import multiprocessing
 import os
@@ -103,7 +104,10 @@ def read_batches(
       BadRecord: a record that cannot be read, where these are fatal.
     """
     import grain
+    from absl import flags
 
+    if not flags.FLAGS.is_parsed():  # Grain's workers read its flags; a caller that is no command line has none
+        flags.FLAGS.mark_as_parsed()
     workers = os.cpu_count() or 1 if images.num_workers is None else images.num_workers
     source = _Batches(images, visits, rows, num_steps)
     steps = grain.MapDataset.source(source).slice(slice(first_step, num_steps))
@@ -121,9 +125,14 @@ def read_batches(
 def _closing(iterator: Any) -> Iterator[ReadBatch]:
     try:
         for found in iterator:
-            yield ReadBatch(found["images"], dict(found["problems"]))
+            # Copied, so that shared memory is given back at once, and not by whoever holds the batch when all ends.
+            read = ReadBatch(np.array(found["images"]), dict(found["problems"]))
+            del found
+            yield read
     finally:
         iterator.close()
+        del iterator
+        gc.collect()  # Grain's iterators hold each worker's last batch, in shared memory, and are in cycles
 
 
 class _Batches:
@@ -137,18 +146,33 @@ class _Batches:
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         visit = self._visits(int(step))
-        images = np.zeros((len(self._rows), *self._images.image_shape), np.uint8)
+        read: list[np.ndarray | None] = []
         problems = []
         for at, position in enumerate(visit.positions[self._rows]):
-            if position < 0:
-                continue
             try:
-                images[at] = self._images.read(int(position), visit.epoch)
+                read.append(None if position < 0 else self._images.read(int(position), visit.epoch))
             except BadRecord as error:
                 if not self._images.skip:
                     raise
+                read.append(None)
                 problems.append((at, str(error)))
+        images = _zeros((len(self._rows), *self._images.image_shape))
+        for at, image in enumerate(read):
+            if image is not None:
+                images[at] = image
         return {"images": images, "problems": tuple(problems)}
+
+
+def _zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """In a worker in memory that the program sees too, so that Grain need not copy it there."""
+    import grain
+
+    return np.zeros(shape, np.uint8) if _parent() is None else grain.multiprocessing.SharedMemoryArray(shape, np.uint8)
+
+
+def _parent() -> Any:
+    """The process that this one works for; None where this is the program itself."""
+    return multiprocessing.parent_process()
 
 
 def _in_worker(number: int, count: int) -> None:
@@ -157,8 +181,7 @@ def _in_worker(number: int, count: int) -> None:
 
     os.environ["JAX_PLATFORMS"] = "cpu"
     cv2.setNumThreads(0)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if (parent := _parent()) is not None:
 
         def end_with_it() -> None:
             wait([parent.sentinel])

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-
 _SHARD_BYTES = 256_000_000
 
 
