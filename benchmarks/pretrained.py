@@ -40,7 +40,7 @@ SETTINGS = {
         "monitored": 0.25,
         "evaluated": (0.125, 0.25, 0.5),
         "num_train": 5000,
-        "epochs": {CLEAN: 20, SCRATCH: 30, PRETRAINED: 30},
+        "epochs": {CLEAN: 15, SCRATCH: 20, PRETRAINED: 20},
         "augment": ("flip",),
     },
 }

@@ -70,6 +70,8 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
     train = splits.train
     if train.num_classes < 2:
         raise ValueError(f"data set {train.name!r} has {train.num_classes} class; classification needs two or more")
+    if train.is_dense:
+        raise ValueError(f"data set {train.name!r} has a label for each pixel; training on such is not supported yet")
     if config.one_logit and train.num_classes != 2:
         raise ValueError(f"one_logit needs a set of 2 classes; {train.name!r} has {train.num_classes}")
     outputs = 1 if config.one_logit else train.num_classes
