@@ -30,7 +30,7 @@ SETTINGS = {
         "monitored": 0.2,
         "evaluated": (0.1, 0.2, 0.3),
         "num_train": 10000,
-        "epochs": {CLEAN: 5, SCRATCH: 15, PRETRAINED: 15},
+        "epochs": {CLEAN: 5, SCRATCH: 12, PRETRAINED: 8},
         "augment": (),
     },
     "cifar10": {
@@ -40,7 +40,7 @@ SETTINGS = {
         "monitored": 0.25,
         "evaluated": (0.125, 0.25, 0.5),
         "num_train": 5000,
-        "epochs": {CLEAN: 15, SCRATCH: 20, PRETRAINED: 20},
+        "epochs": {CLEAN: 15, SCRATCH: 10, PRETRAINED: 6},
         "augment": ("flip",),
     },
 }
@@ -72,28 +72,24 @@ def config_of(name: str, role: str, seed: int, out: Path, data_dir: str) -> Any:
     return config
 
 
-def reached(lines: list[dict[str, Any]], target: float) -> tuple[int, float] | None:
-    """Epochs and seconds of training until the robust accuracy on validation first is the target."""
-    seconds = 0.0
-    for line in lines:
-        seconds += line["seconds"]
-        if line["validation"]["robust_accuracy"] >= target:
-            return line["epoch"], seconds
-    return None
+def reached(lines: list[dict[str, Any]], target: float) -> int:
+    """Epochs of training until the robust accuracy on validation first is the target."""
+    return next(line["epoch"] for line in lines if line["validation"]["robust_accuracy"] >= target)
 
 
 def rows_of(name: str, seed: int, lines: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """One row a target: what either way took to reach it."""
+    """One row a target: IMA's epochs, and seconds, until either way reached it."""
     best = {role: max(one["validation"]["robust_accuracy"] for one in lines[role]) for role in (SCRATCH, PRETRAINED)}
-    before = sum(line["seconds"] for line in lines[CLEAN])
+    # The least of all epochs: the machine is shared, and both ways run the same program.
+    of_ima = min(line["seconds"] for role in (SCRATCH, PRETRAINED) for line in lines[role])
+    before = len(lines[CLEAN]) * min(line["seconds"] for line in lines[CLEAN])
     rows = []
     for share in SHARES:
-        target = share * min(best.values())
-        row = [name, str(seed), f"{target:.3f} ({share:.0%})"]
-        for role in (SCRATCH, PRETRAINED):
-            epochs, seconds = reached(lines[role], target) or (0, 0.0)  # a share of the lesser best: both get there
-            row.append(f"{epochs} / {seconds:.0f} s")
-        rows.append([*row, f"{len(lines[CLEAN])} / {before:.0f} s"])
+        target = share * min(best.values())  # both get there
+        epochs = {role: reached(lines[role], target) for role in (SCRATCH, PRETRAINED)}
+        seconds = {SCRATCH: epochs[SCRATCH] * of_ima, PRETRAINED: epochs[PRETRAINED] * of_ima + before}
+        cells = [f"{epochs[role]} / {seconds[role]:.0f} s" for role in (SCRATCH, PRETRAINED)]
+        rows.append([name, str(seed), f"{target:.3f} ({share:.0%})", *cells])
     return rows
 
 
@@ -101,7 +97,7 @@ def final_row(name: str, role: str, seed: int, lines: list[dict[str, Any]], foun
     by_place = {(r["attack"], r["epsilon"]): r["correct"] / r["n"] for r in found["records"]}
     clean = by_place["clean", 0.0]
     worst = [by_place["worst-of", epsilon] for epsilon in SETTINGS[name]["evaluated"]]
-    seconds = sorted(line["seconds"] for line in lines)[len(lines) // 2]
+    seconds = min(line["seconds"] for line in lines)
     radii = " / ".join(f"{value:.3f}" for value in worst)
     return [name, role, str(seed), str(len(lines)), f"{seconds:.1f}", f"{clean:.3f}", radii]
 
@@ -118,9 +114,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     out = Path(args.out).absolute()
-    head = ["set", "seed", "robust accuracy", "from scratch, epochs / s", "pretrained", "clean training before"]
+    head = ["set", "seed", "robust accuracy", "from scratch", "clean training first (its seconds counted in)"]
     times = [head]
-    finals = [["set", "training", "seed", "epochs", "median s an epoch", "clean", "worst of both at the three radii"]]
+    finals = [["set", "training", "seed", "epochs", "least s an epoch", "clean", "worst of both at the three radii"]]
     courses = []
     for name in args.sets.split(","):
         for seed in range(args.seeds):

@@ -13,6 +13,7 @@ FLOORS = {
     "data": 0,
     "devices": 0,
     "tasks": 1,
+    "segmentation": 2,
     "margins": 1,
     "defenses": 2,
     "evaluation": 3,

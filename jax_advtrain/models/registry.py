@@ -17,6 +17,7 @@ from jax_advtrain.models.preact_resnet import PreActResNet
 from jax_advtrain.models.resnet import ResNet
 from jax_advtrain.models.small_cnn import SmallCNN
 from jax_advtrain.models.trades_cnn import TradesCNN
+from jax_advtrain.models.unet import UNet
 from jax_advtrain.models.vit import ViT
 from jax_advtrain.models.wide_resnet import WideResNet
 
@@ -29,6 +30,7 @@ NETWORKS: Mapping[str, type[Any]] = MappingProxyType(
         "resnet": ResNet,
         "small_cnn": SmallCNN,
         "trades_cnn": TradesCNN,
+        "unet": UNet,
         "vit": ViT,
         "wide_resnet": WideResNet,
     }
@@ -72,6 +74,15 @@ def field_names(name: str) -> tuple[str, ...]:
       ValueError: as `network_class`.
     """
     return tuple(_fields(network_class(name)))
+
+
+def is_dense(name: str) -> bool:
+    """Whether a network gives class scores for each pixel: its class says so by `is_dense = True`.
+
+    Raises:
+      ValueError: as `network_class`.
+    """
+    return bool(getattr(network_class(name), "is_dense", False))
 
 
 def check(config_model: Mapping[str, Any]) -> None:
