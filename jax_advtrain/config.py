@@ -38,8 +38,9 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
       epochs; batch_size, a multiple of num_shards; num_shards, virtual shards of the data, a multiple of the devices.
       seed; ema_decay: None, or the decay of averaged weights, which evaluation then uses.
       one_logit: for sets of 2 classes, a network with one logit.
-      init_from: "", or a folder of exported weights of the same network (--mode=export, models.convert) to start from;
-        optimizer and per-sample state begin anew.
+      init_from: "", or where weights of the same network lie to start from: a workdir (its best checkpoint, else last),
+        a checkpoint (RUN/checkpoints/last, RUN/checkpoints/best/STEP), a folder of --mode=export or models.convert.
+        Optimizer and per-sample state begin anew. A run that goes on does not look there again.
       beside: {name: {defense fields}}: other defenses, trained alike in runs of their own and drawn beside this one
         (data of two dimensions only).
       monitor: every so many epochs, robust accuracy of num_samples validation samples under attacks (texts as in

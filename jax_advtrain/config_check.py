@@ -96,7 +96,7 @@ def _numbers(config: Any, num_devices: int) -> None:
     if not isinstance(config.one_logit, bool):
         raise ConfigError(f"one_logit is {config.one_logit!r}; give True or False")
     if not isinstance(config.init_from, str):
-        raise ConfigError(f"init_from is {config.init_from!r}; give a folder of exported weights, or ''")
+        raise ConfigError(f"init_from is {config.init_from!r}; give a workdir, a checkpoint, an exported folder, or ''")
     _whole("seed", config.seed, 0)
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}; give a whole number below 2**32")

@@ -20,16 +20,20 @@ class Task(NamedTuple):
       loss: what training descends.
       is_right: whether the model does what is asked.
       score: how wrong it is; orders attacked images.
+      takes_part: on the clean image, whether the sample's margin moves and its attacked image is trained on.
     """
 
     name: str
     loss: Callable[[jax.Array, jax.Array], jax.Array]
     is_right: Callable[[jax.Array, jax.Array], jax.Array]
     score: Callable[[jax.Array, jax.Array], jax.Array]
+    takes_part: Callable[[jax.Array, jax.Array], jax.Array]
 
 
-CLASSIFICATION = Task("classification", losses.cross_entropy, losses.is_right, losses.classification_margin)
-BINARY = Task("binary", losses.binary_cross_entropy, losses.is_right, losses.classification_margin)
+CLASSIFICATION = Task(
+    "classification", losses.cross_entropy, losses.is_right, losses.classification_margin, losses.is_right
+)
+BINARY = Task("binary", losses.binary_cross_entropy, losses.is_right, losses.classification_margin, losses.is_right)
 
 
 def for_outputs(num_outputs: int) -> Task:

@@ -41,6 +41,12 @@ def medmnist_file() -> Path:
     return _existing(SHARED / "data" / "medmnist" / "pneumoniamnist.npz")
 
 
+@pytest.fixture(scope="session")
+def hippocampus_dir() -> Path:
+    """Task04 of the Medical Segmentation Decathlon: 260 real volumes with labels."""
+    return _existing(SHARED / "data" / "hippocampus" / "Task04_Hippocampus")
+
+
 TINY_CONFIG = """
 from jax_advtrain.config import base
 

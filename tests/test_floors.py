@@ -13,6 +13,7 @@ FLOORS = {
     "data": 0,
     "devices": 0,
     "tasks": 1,
+    "segmentation": 2,
     "margins": 1,
     "defenses": 2,
     "evaluation": 3,
@@ -27,7 +28,7 @@ FLOORS = {
 # Shipped beside the package inside the wheel; they are configs, not a room.
 NO_ROOM = {"__init__", "configs"}
 NETWORK_LIBRARIES = {"flax", "haiku", "equinox", "torch", "tensorflow", "keras"}
-ONLY_INSIDE_FUNCTIONS = {"tensorflow", "tensorflow_datasets", "grain"}
+ONLY_INSIDE_FUNCTIONS = {"tensorflow", "tensorflow_datasets", "grain", "nibabel"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -19,7 +19,8 @@ class Dataset:
       name: name of the set, e.g. "mnist".
       images: uint8 (N, H, W, C), or float32 (N, ...) with values in [0,1] (two moons: (N, 2)); or the images of a
         training set that is streamed, of the same shape, which only `streaming.read_batches` reads.
-      labels: int32 (N,), each in [0, len(class_names)).
+      labels: int32 (N,), each in [0, len(class_names)); or dense, one a pixel: int32 (N, H, W) or (N, H, W, D), for
+        images (N, H, W, C) or (N, H, W, D, C).
       ids: int64 (N,), position of the record in the source split `split`. It depends on nothing else: the same record
         has the same id whatever subset, order or seed it was loaded with.
       class_names: one name a class.
@@ -28,6 +29,8 @@ class Dataset:
       split: the source split that the ids count in. A validation set carved from train says "train".
       kept_classes: numbers, in the source, of the classes that stayed where others were left out (data.classes,
         data.exclude_classes), rising; None: all are here. Where labels were renumbered, label k is kept_classes[k].
+      groups: int64 (N,) the group (a patient) of each sample, a number of `group_names`, which names those of the whole
+        source; None where every sample stands for itself. No two splits share a group.
 
     Raises ValueError where shapes or dtypes are others, a label is outside the classes, an id is doubled or negative,
     or a float pixel is NaN or outside [0,1].
@@ -41,6 +44,8 @@ class Dataset:
     version: str = ""
     split: str = "train"
     kept_classes: tuple[int, ...] | None = None
+    groups: np.ndarray | None = None
+    group_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_arrays(self)
@@ -61,6 +66,11 @@ class Dataset:
         return isinstance(self.images, EncodedImages)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether there is a label for each pixel."""
+        return self.labels.ndim > 1
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         return self.images.shape[1:]
 
@@ -77,6 +87,8 @@ class Dataset:
             "labels_sha256": hashlib.sha256(self.labels.astype("<i4").tobytes()).hexdigest(),
             "ids_sha256": hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest(),
         }
+        if self.groups is not None:
+            found["groups_sha256"] = hashlib.sha256(self.groups.astype("<i8").tobytes()).hexdigest()
         # Only where classes were left out: workdirs of before hold fingerprints without it.
         if self.kept_classes is not None:
             found |= {"kept_classes": list(self.kept_classes), "num_classes": self.num_classes}
@@ -122,21 +134,29 @@ def _check_arrays(data: Dataset) -> None:
     elif data.images.dtype != np.float32 or data.images.ndim < 2:
         got = f"{data.images.dtype} {data.images.shape}"
         raise ValueError(f"{where}: images must be uint8 (N, H, W, C) or float32 (N, ...), got {got}")
-    for what, array, dtype in (("labels", data.labels, np.int32), ("ids", data.ids, np.int64)):
-        if array.dtype != dtype or array.ndim != 1:
-            got = f"{array.dtype} {array.shape}"
-            raise ValueError(f"{where}: {what} must be {np.dtype(dtype)} (N,), got {got}")
+    if data.labels.dtype != np.int32 or data.labels.shape[1:] not in ((), data.images.shape[1:-1]):
+        got = f"{data.labels.dtype} {data.labels.shape}"
+        raise ValueError(f"{where}: labels must be int32 (N,), or one a pixel of images {data.images.shape}, got {got}")
+    for what, array in (("ids", data.ids), ("groups", data.groups)):
+        if array is not None and (array.dtype != np.int64 or array.shape != (len(data.images),)):
+            raise ValueError(f"{where}: {what} must be int64 (N,), got {array.dtype} {array.shape}")
+    if (
+        data.groups is not None
+        and len(data.groups)
+        and not 0 <= data.groups.min() <= data.groups.max() < len(data.group_names)
+    ):
+        raise ValueError(f"{where}: groups must be numbers of the {len(data.group_names)} names of groups")
     if len(data.ids) and (data.ids.min() < 0 or len(np.unique(data.ids)) < len(data.ids)):
         raise ValueError(f"{where}: ids must be distinct and not negative")
 
 
 def _check_labels(data: Dataset) -> None:
-    outside = np.flatnonzero((data.labels < 0) | (data.labels >= data.num_classes))
-    if outside.size:
-        first = outside[0]
+    outside = (data.labels < 0) | (data.labels >= data.num_classes)
+    if outside.any():
+        first = tuple(np.argwhere(outside)[0])
         raise ValueError(
-            f"data set {data.name!r}, split {data.split!r}: {outside.size} labels are outside the {data.num_classes} "
-            f"classes 0..{data.num_classes - 1} (first: label {data.labels[first]} of id {data.ids[first]})"
+            f"data set {data.name!r}, split {data.split!r}: {outside.sum()} labels are outside the {data.num_classes} "
+            f"classes 0..{data.num_classes - 1} (first: label {data.labels[first]} of id {data.ids[first[0]]})"
         )
 
 

@@ -6,8 +6,15 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SOURCES = ("tfds", "npz", "image_folder", "digits", "moons")
+SOURCES = ("tfds", "npz", "image_folder", "decathlon", "digits", "moons")
 _DECODED = ("tfds", "image_folder", "digits")  # sources of encoded images
+_ONLY_FOR = {
+    "image_size": (*_DECODED, "decathlon"),
+    "resize": _DECODED,
+    "channels": _DECODED,
+    "slices": ("decathlon",),
+    "spacing": ("decathlon",),
+}
 
 # None: not set. The meanings are in the docstring of `load`.
 _DEFAULTS: dict[str, Any] = {
@@ -23,6 +30,8 @@ _DEFAULTS: dict[str, Any] = {
     "image_size": None,
     "resize": None,
     "channels": None,
+    "slices": None,
+    "spacing": None,
     "on_bad_record": "fail",
     "classes": None,
     "exclude_classes": None,
@@ -87,17 +96,22 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         if full[field] not in choices or isinstance(full[field], (bool, float)):  # 1.0 == 1 == True
             *others, last = [repr(choice) for choice in choices if choice is not None]
             raise ValueError(f"data.{field} must be {', '.join(others)} or {last}, got {full[field]!r}")
-    full["image_size"] = _image_size(full["image_size"])
-    _check_resize(full["resize"], full["image_size"])
     if full["streaming"] is not None and not isinstance(full["streaming"], bool):
         raise ValueError(f"data.streaming must be True, False, or not set, got {full['streaming']!r}")
     if full["num_workers"] is not None and not (_is_whole(full["num_workers"]) and full["num_workers"] >= 0):
         raise ValueError(f"data.num_workers must be a whole number from 0, got {full['num_workers']!r}")
+    if full["slices"] is not None and not (_is_whole(full["slices"]) and full["slices"] in (0, 1, 2)):
+        raise ValueError(f"data.slices must be 0, 1 or 2 (an axis), or None for whole volumes, got {full['slices']!r}")
+    full["spacing"] = _spacing(full["spacing"])
     for field in ("classes", "exclude_classes"):
         full[field] = _classes(field, full[field])
     if full["classes"] is not None and full["exclude_classes"] is not None:
         raise ValueError("data.classes (those to keep) and data.exclude_classes cannot both be set")
-    return _with_source(full)
+    full = _with_source(full)
+    is_volume = full["source"] == "decathlon" and full["slices"] is None
+    full["image_size"] = _image_size(full["image_size"], 3 if is_volume else 2)
+    _check_resize(full["resize"], full["image_size"])
+    return full
 
 
 def _with_source(full: dict[str, Any]) -> dict[str, Any]:
@@ -126,12 +140,19 @@ def _with_source(full: dict[str, Any]) -> dict[str, Any]:
         )
     if full["source"] == "image_folder" and full["data_dir"] is None:
         raise ValueError("data.source='image_folder' needs data.data_dir, the folder with one subfolder a class")
-    for field in ("image_size", "resize", "channels"):
-        if full[field] is not None and full["source"] not in _DECODED:
+    if full["source"] == "decathlon" and full["data_dir"] is None:
+        raise ValueError("data.source='decathlon' needs data.data_dir, the TaskNN folder with its dataset.json")
+    for field, sources in _ONLY_FOR.items():
+        if full[field] is not None and full["source"] not in sources:
             raise ValueError(
-                f"data.{field} is for {', '.join(_DECODED)}; data.source is {full['source']!r}, whose images are "
+                f"data.{field} is for {', '.join(sources)}; data.source is {full['source']!r}, whose images are "
                 "taken as they are"
             )
+    for field in ("classes", "exclude_classes"):
+        if full[field] is not None and full["source"] == "decathlon":
+            raise ValueError(f"data.{field} leaves samples of a class out; those of 'decathlon' have all classes")
+    if full["augment"] and full["source"] == "decathlon":
+        raise ValueError("data.augment moves images, and would leave the labels of its pixels where they were")
     return full
 
 
@@ -153,17 +174,28 @@ def _size(field: str, size: Any) -> int | float | None:
     return float(size)
 
 
-def _image_size(size: Any) -> tuple[int, int] | None:
-    """(H, W) of one number or two."""
+def _image_size(size: Any, axes: int) -> tuple[int, ...] | None:
+    """(H, W), or (H, W, D) of volumes, of one number or one an axis."""
     if size is None:
         return None
-    sides: list[Any] = [size, size] if _is_whole(size) else list(size) if isinstance(size, Sequence) else []
-    if len(sides) != 2 or not all(_is_whole(side) and side > 0 for side in sides):
-        raise ValueError(f"data.image_size must be a whole number above 0, or (height, width), got {size!r}")
-    return int(sides[0]), int(sides[1])
+    sides: list[Any] = [size] * axes if _is_whole(size) else list(size) if isinstance(size, Sequence) else []
+    if len(sides) != axes or not all(_is_whole(side) and side > 0 for side in sides):
+        several = "(height, width)" if axes == 2 else "(height, width, depth) of volumes"
+        raise ValueError(f"data.image_size must be a whole number above 0, or {several}, got {size!r}")
+    return tuple(map(int, sides))
 
 
-def _check_resize(resize: Any, size: tuple[int, int] | None) -> None:
+def _spacing(spacing: Any) -> tuple[float, ...] | None:
+    """Millimetres of a voxel along three axes, of one number or three."""
+    if spacing is None:
+        return None
+    sizes: list[Any] = [spacing] * 3 if _is_number(spacing) else list(spacing) if isinstance(spacing, Sequence) else []
+    if len(sizes) != 3 or not all(_is_number(size) and 0 < size < math.inf for size in sizes):
+        raise ValueError(f"data.spacing must be a number of millimetres above 0, or three of them, got {spacing!r}")
+    return tuple(map(float, sizes))
+
+
+def _check_resize(resize: Any, size: tuple[int, ...] | None) -> None:
     """Raises ValueError where the images would be made smaller than what is cut out of them."""
     if resize is None:
         return

@@ -8,6 +8,7 @@ import numpy as np
 
 from jax_advtrain.data import augment, classes, fields, splits
 from jax_advtrain.data.dataset import Dataset, Splits
+from jax_advtrain.data.decathlon import open_decathlon
 from jax_advtrain.data.digits import open_digits
 from jax_advtrain.data.image_folder import open_image_folder
 from jax_advtrain.data.moons import open_moons
@@ -21,6 +22,7 @@ _OPEN: dict[str, Callable[[dict[str, Any]], Source]] = {
     "tfds": open_tfds,
     "npz": open_npz,
     "image_folder": open_image_folder,
+    "decathlon": open_decathlon,
     "digits": open_digits,
     "moons": open_moons,
 }
@@ -33,16 +35,21 @@ def load(config: Mapping[str, Any]) -> Splits:
       config: plain values, all optional but `name`:
         name: TFDS name ("mnist", "set/config:1.0.0"), "digits", "moons", or any name for a .npz file or a folder
           of images.
-        source: "tfds", "npz", "image_folder", "digits" or "moons"; derived from name and path where not set.
+        source: "tfds", "npz", "image_folder", "decathlon", "digits" or "moons"; derived from name and path where not
+          set.
         data_dir: TFDS folder (tfds, digits); default $TFDS_DATA_DIR or ~/tensorflow_datasets. image_folder: the folder
-          with one subfolder a class, or with train/, validation/ (or val/) and test/ that have such.
+          with one subfolder a class, or with train/, validation/ (or val/) and test/ that have such. decathlon: TaskNN.
         path: the .npz file.
         train_split, validation_split, test_split: TFDS split expressions, e.g. "train[:80%]"; ids count in the
           expression. Default "train", "validation", "test", the latter two where the set has them.
         image_key, label_key: features to use, where the set's info leaves a choice.
         image_size: a whole number or (height, width), for encoded images (tfds, image_folder, digits): each is resized,
           its shorter side to the size, and the centre cut out, when it is read. Not set: all have one size.
+          decathlon: each is padded with zeros or cut, equally on both sides; whole volumes take 3 numbers.
         resize: what the shorter side is resized to instead (256, with an image_size of 224).
+        slices: decathlon only: the axis (0, 1, 2) along which a volume falls into samples; not set: it is one sample.
+        spacing: decathlon only: millimetres of a voxel, one number or three, to which volumes are resampled; not set:
+          they stay as they are.
         channels: 1 or 3: images are made grey or RGB. Not set: what the set's info says; image_folder: grey if all are.
         on_bad_record: an image that cannot be decoded, or a link that leaves the folder: "fail" (named, default), or
           "skip" (left out and logged; the ids of the others stay).
@@ -52,7 +59,8 @@ def load(config: Mapping[str, Any]) -> Splits:
         exclude_how: "relabel" (default): labels become 0..k-1 in the old order; "keep": labels, class names and so the
           network's outputs stay.
         train_ids, test_ids: a list of ids, or a .txt, .npy or .npz[:key] file; samples keep this order.
-        num_train, num_test: the first k (of the ids, where given). For moons: how many points to draw.
+        num_train, num_test: the first k (of the ids, where given). For moons: how many points to draw. Of a source with
+          groups (the cases of decathlon) these, validation_size and test_size count groups, which are never split.
         validation_from: "split" (the source's own validation split; default where there is one), "rest" (carved from
           the records that train_ids/num_train leave out; default where these are given and leave any), "train" (carved
           from the training samples; default otherwise).
@@ -123,16 +131,20 @@ def _encoded(part: splits.Part, full: dict[str, Any]) -> Samples:
 
 def _dataset(source: Source, selection: classes.Selection, part: splits.Part, samples: Samples) -> Dataset:
     # Clipped, so that a label which int32 cannot hold is found outside the classes and not wrapped into them.
-    labels = np.clip(selection.relabel(samples.labels), -(2**31), 2**31 - 1)
+    is_dense = samples.labels.ndim > 1  # those are renumbered nowhere, and checked where they are read
+    labels = samples.labels if is_dense else np.clip(selection.relabel(samples.labels), -(2**31), 2**31 - 1)
+    groups = part.records.groups
     return Dataset(
         name=source.name,
         images=samples.images,
-        labels=labels.astype(np.int32),
+        labels=labels.astype(np.int32, copy=False),
         ids=samples.ids,
         class_names=selection.class_names,
         version=source.version,
         split=part.records.split,
         kept_classes=selection.kept,
+        groups=None if groups is None else groups[samples.ids],
+        group_names=part.records.group_names,
     )
 
 

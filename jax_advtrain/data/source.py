@@ -16,7 +16,8 @@ class Samples(NamedTuple):
     """Records that were read.
 
     Attributes:
-      ids: int64 (n,); images: (n, ...), an array or what is streamed; labels: int64 (n,).
+      ids: int64 (n,); images: (n, ...), an array or what is streamed; labels: int64 (n,), or dense: int32 (n, ...), one
+        of each pixel.
       problems: one line for each record that could not be read and was left out (data.on_bad_record="skip").
     """
 
@@ -50,6 +51,9 @@ class Records:
       read: ids int64 (n,) -> Samples with images (n, *image_shape), in the order asked for.
       read_labels: ids int64 (n,) -> labels int64 (n,), without decoding an image.
       kept: int64 (k,) rising, the only ids that may be used (data.classes, data.exclude_classes); None: all.
+      groups: int64 (count,) the group (a patient) of each record, which is never split between training, validation and
+        test; None: every record stands for itself.
+      group_names: one name a group.
       encoded: id -> its image as it is stored, for streaming; it can be sent to other processes (cloudpickle), and
         raises BadRecord. None: images are not stored one by one.
     """
@@ -61,6 +65,8 @@ class Records:
     read: Callable[[np.ndarray], Samples]
     read_labels: Callable[[np.ndarray], np.ndarray]
     kept: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    group_names: tuple[str, ...] = ()
     encoded: Callable[[int], Encoded] | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Which records train, validate and test: id lists, and seeded, stratified carving."""
+"""Which records train, validate and test: id lists, and seeded carving, stratified or by group."""
 
 import zipfile
 from collections.abc import Sequence
@@ -39,10 +39,11 @@ def choose(source: Source, config: dict[str, Any]) -> Choice:
         listed = pool
     else:
         listed = _listed(train, config, "train_ids")
-        if source.test is None and np.isin(listed, test.ids).any():
-            raise ValueError("data.train_ids and the test samples, taken from the same split, have ids in common")
-    chosen = _first(listed, config["num_train"], "num_train")
-    rest = np.setdiff1d(pool, chosen)
+        if source.test is None and len(_without(train, listed, test.ids)) < len(listed):
+            what = "ids" if train.groups is None else "cases"
+            raise ValueError(f"data.train_ids and the test samples, taken from the same split, have {what} in common")
+    chosen = _first(train, listed, config["num_train"], "num_train")
+    rest = _without(train, pool, chosen)
 
     origin = config["validation_from"]
     if origin is None:
@@ -85,8 +86,8 @@ def _choose_test(source: Source, config: dict[str, Any]) -> tuple[Part, np.ndarr
             "data.test_split"
         )
     everything = source.train.ids
-    pool = everything if source.test is not None else np.setdiff1d(everything, ids)
-    ids = _first(ids, config["num_test"], "num_test")
+    pool = everything if source.test is not None else _without(records, everything, ids)
+    ids = _first(records, ids, config["num_test"], "num_test")
     if not len(ids) or not len(pool):
         raise ValueError(f"{source.name}: {len(ids)} test samples and {len(pool)} for training; neither may be empty")
     return Part(records, ids), pool
@@ -98,7 +99,8 @@ def carve(
     """Takes a stratified random subset out of a pool of ids.
 
     Every class gives its share of `size`, rounded such that the sum is right (largest remainders); which of its samples
-    is decided by `permutation(count, purpose, seed, label)`.
+    is decided by `permutation(count, purpose, seed, label)`. Where records have groups, whole groups are taken instead,
+    of which `size` is the number or the fraction; `permutation(groups, purpose, seed, 0)` says which.
 
     Args:
       records: where the labels are read.
@@ -113,12 +115,17 @@ def carve(
     Raises:
       ValueError: size is larger than the pool, or a fraction of it that is less than one sample.
     """
-    count = len(pool) if size is None else size if isinstance(size, int) else round(size * len(pool))
+    groups = pool if records.groups is None else np.unique(records.groups[pool])
+    count = len(groups) if size is None else size if isinstance(size, int) else round(size * len(groups))
     field = {VALIDATION: "validation_size", TEST: "test_size"}[purpose]
-    if count > len(pool) or (size and not count):
-        raise ValueError(f"data.{field}={size} cannot be taken from {len(pool)} samples of split {records.split!r}")
-    if count in (0, len(pool)):
+    if count > len(groups) or (size and not count):
+        what = f"{len(groups)} {'samples' if records.groups is None else 'cases'} of split {records.split!r}"
+        raise ValueError(f"data.{field}={size} cannot be taken from {what}")
+    if count in (0, len(groups)):
         return (pool, pool[:0]) if count else (pool[:0], pool)
+    if records.groups is not None:
+        taken = np.isin(records.groups[pool], groups[permutation(len(groups), purpose, seed, 0)[:count]])
+        return pool[taken], pool[~taken]
     labels = records.read_labels(pool)
     classes, counts = np.unique(labels, return_counts=True)
     exact = count * counts
@@ -194,7 +201,20 @@ def _ids_file(spec: str) -> np.ndarray:
         return loaded[key]
 
 
-def _first(ids: np.ndarray, count: int | None, field: str) -> np.ndarray:
-    if count is not None and count > len(ids):
-        raise ValueError(f"data.{field}={count}, but there are only {len(ids)} samples")
-    return ids[:count]
+def _first(records: Records, ids: np.ndarray, count: int | None, field: str) -> np.ndarray:
+    """The first `count` samples, or those of the first `count` groups."""
+    if count is None:
+        return ids
+    owners = ids if records.groups is None else records.groups[ids]
+    distinct = list(dict.fromkeys(owners.tolist()))
+    if count > len(distinct):
+        what = "samples" if records.groups is None else "cases"
+        raise ValueError(f"data.{field}={count}, but there are only {len(distinct)} {what}")
+    return ids[np.isin(owners, distinct[:count])]
+
+
+def _without(records: Records, ids: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """The ids that are not taken, and none of whose group is."""
+    if records.groups is None:
+        return ids[~np.isin(ids, taken)]
+    return ids[~np.isin(records.groups[ids], records.groups[taken])]

@@ -27,7 +27,8 @@ class IMA:
       eps_max: ceiling of the margins, in pixel units of [0, 1].
       delta: first margin, and what it expands by at a visit that never crosses the boundary.
       num_steps, alpha: PGD steps; step_size = alpha * margin / num_steps.
-      attack_loss: what is ascended ("slm", "ce"; "bce", "lmb" for one logit). Training always descends the task's loss.
+      attack_loss: what is ascended ("slm", "ce"; "bce", "lmb" for one logit; "task": what training descends, which is
+        what segmentation needs). Training always descends the task's loss.
       beta: weight of the adversarial part; 0 means no attack.
       beta_position: which parts beta weighs, 0 to 3 (see `_weights`).
       placement, refine_steps, inside_is_clean, outside_is_final, refine_unhit: as in `attacks.on_boundary`.
@@ -75,7 +76,7 @@ class IMA:
             epsilon=self.delta,
             num_steps=self.num_steps,
             alpha=self.alpha,
-            loss=self.attack_loss,
+            loss=task.loss if self.attack_loss == "task" else self.attack_loss,
             start=self.start,
             is_right=task.is_right,
             score=task.score,
@@ -142,17 +143,18 @@ class IMA:
         outputs, batch_stats = model.forward(batch_stats, batch.images, batch.valid)
         clean = model.task.loss(outputs, batch.labels)
         right = model.task.is_right(outputs, batch.labels)
-        clean_weight, adversarial_weight = self._weights(right)
+        takes_part = model.task.takes_part(outputs, batch.labels)  # of classification: those that are right
+        clean_weight, adversarial_weight = self._weights(takes_part)
         losses = clean_weight * clean
         if crafted is None:
             hits, estimate = jnp.zeros_like(right, dtype=jnp.int32), margin
         else:
             hits, estimate = crafted.hits, (margin + crafted.distance) / 2
-            enters = right & (hits > 0) if self.only_hit else right
+            enters = takes_part & (hits > 0) if self.only_hit else takes_part
             attacked, batch_stats = model.forward(batch_stats, crafted.images, batch.valid & enters)
             adversarial = model.task.loss(attacked, batch.labels)
             losses = losses + adversarial_weight * jnp.where(enters, adversarial, 0)
-        moved = margins.update(margin, right, hits, estimate, delta=self.delta, ceiling=self.eps_max)
+        moved = margins.update(margin, takes_part, hits, estimate, delta=self.delta, ceiling=self.eps_max)
         if self.freeze_epoch is not None:
             moved = jnp.where(batch.epoch >= self.freeze_epoch, margin, moved)
         metrics = {

@@ -13,7 +13,9 @@ from jax_advtrain.models.registry import NETWORKS as NETWORKS
 from jax_advtrain.models.registry import check as check
 from jax_advtrain.models.registry import create as create
 from jax_advtrain.models.registry import field_names as field_names
+from jax_advtrain.models.registry import is_dense as is_dense
 from jax_advtrain.models.registry import network_class as network_class
+from jax_advtrain.models.registry import plain_fields as plain_fields
 from jax_advtrain.models.weights import Exported as Exported
 from jax_advtrain.models.weights import export as export
 from jax_advtrain.models.weights import load as load

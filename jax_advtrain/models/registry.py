@@ -1,8 +1,10 @@
 """Networks by name, from plain config values."""
 
+import contextlib
 import difflib
 import importlib
 import inspect
+import json
 from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -15,6 +17,7 @@ from jax_advtrain.models.preact_resnet import PreActResNet
 from jax_advtrain.models.resnet import ResNet
 from jax_advtrain.models.small_cnn import SmallCNN
 from jax_advtrain.models.trades_cnn import TradesCNN
+from jax_advtrain.models.unet import UNet
 from jax_advtrain.models.vit import ViT
 from jax_advtrain.models.wide_resnet import WideResNet
 
@@ -27,6 +30,7 @@ NETWORKS: Mapping[str, type[Any]] = MappingProxyType(
         "resnet": ResNet,
         "small_cnn": SmallCNN,
         "trades_cnn": TradesCNN,
+        "unet": UNet,
         "vit": ViT,
         "wide_resnet": WideResNet,
     }
@@ -72,6 +76,15 @@ def field_names(name: str) -> tuple[str, ...]:
     return tuple(_fields(network_class(name)))
 
 
+def is_dense(name: str) -> bool:
+    """Whether a network gives class scores for each pixel: its class says so by `is_dense = True`.
+
+    Raises:
+      ValueError: as `network_class`.
+    """
+    return bool(getattr(network_class(name), "is_dense", False))
+
+
 def check(config_model: Mapping[str, Any]) -> None:
     """Checks that name and fields of a model config exist; their values are checked by `create`.
 
@@ -90,6 +103,28 @@ def check(config_model: Mapping[str, Any]) -> None:
     for field, parameter in parameters.items():
         if parameter.default is parameter.empty and field not in config_model:
             raise ValueError(f"model {name!r}: field {field!r} has no default; give model.{field}")
+
+
+def plain_fields(config_model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model config with all fields of its network, in the form in which JSON gives them back.
+
+    Defaults are written out, so that one that changes later cannot change the network. Those of a class of your own
+    that JSON cannot hold are left out.
+
+    Raises:
+      ValueError: as `check`; a given field that JSON cannot hold.
+    """
+    check(config_model)
+    given = dict(config_model.items())
+    found = {}
+    for field, parameter in _fields(network_class(given["name"])).items():
+        if field not in given:
+            with contextlib.suppress(TypeError):
+                found[field] = json.loads(json.dumps(parameter.default))
+    try:
+        return {**json.loads(json.dumps(given)), **found}
+    except TypeError as error:
+        raise ValueError(f"the model config holds what JSON cannot: {error}") from None
 
 
 def create(config_model: Mapping[str, Any], num_classes: int, image_shape: tuple[int, ...], seed: int) -> Network:

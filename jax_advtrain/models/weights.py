@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jax_advtrain.models import registry
 from jax_advtrain.models.functional import Network, Tree, logits_fn
 from jax_advtrain.models.weights_flat import abstract, check_names, filled, flat, read_safetensors
 
@@ -49,7 +50,8 @@ def export(
 
     Args:
       folder: must not exist yet; its parents are made.
-      config_model: {"name": ..., fields}; fields of JSON's own types, and tuples.
+      config_model: {"name": ..., fields}; fields of JSON's own types, and tuples. All fields are written, also those
+        that have their defaults: a default that changes later does not change the network.
       params, batch_stats: of that network (`Network`), float arrays of any place.
       num_classes, image_shape: that it was created with.
       class_names: one name a class (two for one logit).
@@ -74,7 +76,7 @@ def export(
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors takes no other order
     config = {
         "format": _FORMAT,
-        "model": dict(config_model.items()),
+        "model": registry.plain_fields(config_model),
         "num_classes": num_classes,
         "image_shape": list(image_shape),
         "dtype": np.result_type(*arrays.values()).name,

@@ -49,7 +49,7 @@ def set_up(config: Any, folder: Path, *, is_training: bool = True) -> Experiment
             raise ConfigError("eval.check_samples needs one process; set it to 0, and check the model on one machine")
         refuse_other_run(config, folder)
         # A run that has a checkpoint goes on without the weights that it once started from.
-        is_start = is_training and (not workdir.newest_step(folder, LAST) or Path(config.init_from).exists())
+        is_start = is_training and not workdir.newest_step(folder, LAST)
         experiment = experiments.build(config, mesh, is_start=is_start)
         refuse_other_data(folder, experiment)
         for field in ("eval", "monitor"):
@@ -112,7 +112,13 @@ def all_devices(*, multihost: bool = False) -> Mesh:
 
 def saved_facts(config: Any, experiment: Experiment) -> Saved:
     """What checkpoints carry beside the arrays."""
-    return Saved(configs.identity(config), experiment.splits.train.fingerprint(), 0)
+    train = experiment.splits.train
+    network = {
+        "num_outputs": 1 if experiment.is_binary else train.num_classes,
+        "image_shape": list(train.image_shape),
+        "class_names": list(train.class_names),
+    }
+    return Saved(configs.identity(config), train.fingerprint(), 0, network)
 
 
 def fingerprints(experiment: Experiment) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def train_and_evaluate(config: Any, folder: Path | str, display: Display | None 
 
 def _train_and_evaluate(config: Any, folder: Path, display: Display, experiment: Experiment, names: list[str]):
     saved = opening.saved_facts(config, experiment)
+    if experiment.started_from is not None:
+        display.say(f"starts from the weights of {experiment.started_from}")
     state = loop.train(experiment, config, folder, saved, display)
     if workdir.is_writer():
         draw_training(config, folder, experiment)

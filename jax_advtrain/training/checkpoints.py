@@ -19,23 +19,33 @@ from jax.sharding import Mesh
 from jax_advtrain.training import disk
 from jax_advtrain.training.state import TrainState, shardings
 
-LAST, BEST = "last", "best"
+FOLDER, LAST, BEST = "checkpoints", "last", "best"
 _SET_ASIDE = "broken"
+_STATE, _SAVED = "state", "saved"  # the two items of a checkpoint
 
 
 class Saved(NamedTuple):
-    """What is kept beside the arrays: plain values."""
+    """What is kept beside the arrays: plain values.
+
+    Attributes:
+      identity: of `config.identity`.
+      fingerprint: of the training data.
+      epoch: of which the checkpoint was written.
+      network: num_outputs, image_shape and class_names that the network was made for; {} in checkpoints of before they
+        were kept.
+    """
 
     identity: dict[str, Any]
     fingerprint: dict[str, Any]
     epoch: int
+    network: dict[str, Any] = {}  # noqa: RUF012, never changed
 
 
 class Checkpoints:
     """The two Orbax managers of a workdir. A class because Orbax's managers hold threads that must be closed."""
 
     def __init__(self, workdir: Path, *, keep: int, read_only: bool = False) -> None:
-        self.folder = (workdir / "checkpoints").absolute()
+        self.folder = (workdir / FOLDER).absolute()
         self._managers = {name: _manager(self.folder / name, n, read_only) for name, n in ((LAST, keep), (BEST, 1))}
         self._is_read_only = read_only
 
@@ -46,7 +56,7 @@ class Checkpoints:
         if step in manager.all_steps():
             manager.delete(step)
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(_as_dict(state)), saved=ocp.args.JsonSave(saved._asdict())
+            **{_STATE: ocp.args.StandardSave(_as_dict(state)), _SAVED: ocp.args.JsonSave(saved._asdict())}
         )
         with disk.plain_errors(self.folder):
             manager.save(step, args=arguments, force=True)
@@ -88,14 +98,15 @@ class Checkpoints:
         for step in sorted(manager.all_steps(), reverse=True):
             folder = self.folder / which / str(step)
             try:
-                saved = Saved(**manager.restore(step, args=ocp.args.Composite(saved=ocp.args.JsonRestore()))["saved"])
+                arguments = ocp.args.Composite(**{_SAVED: ocp.args.JsonRestore()})
+                saved = Saved(**manager.restore(step, args=arguments)[_SAVED])
             except Exception as error:
                 self._set_aside(which, folder, error, say)
                 continue
             check(saved)
             try:
-                arguments = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(template, mesh)))
-                found = manager.restore(step, args=arguments)["state"]
+                arguments = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(_abstract(template, mesh))})
+                found = manager.restore(step, args=arguments)[_STATE]
                 return _from_dict(found, template), saved
             except Exception as error:
                 self._set_aside(which, folder, error, say)
@@ -117,6 +128,46 @@ class Checkpoints:
         os.rename(folder, target)
         self._managers[which].reload()
         say(f"checkpoint {folder} cannot be read ({why}); it is kept as {target}, the newest whole one is used")
+
+
+def newest(kind: Path) -> Path | None:
+    """The folder of the newest checkpoint in checkpoints/last or checkpoints/best, readable or not."""
+    if not kind.is_dir():
+        return None
+    steps = [int(path.name) for path in kind.iterdir() if path.name.isdigit()]
+    return kind / str(max(steps)) if steps else None
+
+
+def read_weights(checkpoint: Path) -> tuple[Saved, dict[str, Any]]:
+    """A checkpoint's weights alone, without the run that it belongs to: the averaged ones where there are any.
+
+    Args:
+      checkpoint: the folder of one, checkpoints/best/123.
+
+    Returns:
+      What is kept beside the arrays, and {"params", "batch_stats"}: nested dicts of numpy arrays.
+
+    Raises:
+      ValueError: one line: it cannot be read.
+    """
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            saved = Saved(**reader.restore(checkpoint / _SAVED))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            there = reader.metadata(checkpoint / _STATE).item_metadata.tree
+            names = ["averaged" if "averaged" in there else "params", *({"batch_stats"} & set(there))]
+            wanted = {name: jax.tree.map(lambda _: np.zeros(()), there[name], is_leaf=_is_leaf) for name in names}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            restore = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+            found = reader.restore(checkpoint / _STATE, restore)
+    except Exception as error:  # whatever Orbax and its storage say of a damaged folder
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ValueError(f"checkpoint {checkpoint} cannot be read ({why}); give another") from error
+    return saved, {"params": found[names[0]], "batch_stats": found.get("batch_stats", {})}
+
+
+def _is_leaf(node: Any) -> bool:
+    return not isinstance(node, dict)
 
 
 def _manager(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:

@@ -1,6 +1,7 @@
 """Everything that a config describes, made once: data, network, defense, optimizer, the order of samples."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,8 @@ from jax_advtrain import data, defenses, models, tasks
 from jax_advtrain.data import Splits, slots
 from jax_advtrain.data.slots import Visits
 from jax_advtrain.evaluation import suite
-from jax_advtrain.models import Network, functional
-from jax_advtrain.training import feed, optim
+from jax_advtrain.models import functional
+from jax_advtrain.training import feed, optim, starts
 from jax_advtrain.training.state import TrainState, evaluated_params
 from jax_advtrain.training.step import HostBatch, Recipe, init_state
 
@@ -29,6 +30,7 @@ class Experiment(NamedTuple):
       mesh: the devices.
       example: a batch of the right shapes.
       template: the state before the first step.
+      started_from: folder of the weights that the template has, None where they are fresh.
     """
 
     splits: Splits
@@ -39,6 +41,7 @@ class Experiment(NamedTuple):
     mesh: Mesh
     example: HostBatch
     template: TrainState
+    started_from: Path | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -72,12 +75,16 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
     train = splits.train
     if train.num_classes < 2:
         raise ValueError(f"data set {train.name!r} has {train.num_classes} class; classification needs two or more")
+    if train.is_dense:
+        raise ValueError(f"data set {train.name!r} has a label for each pixel; training on such is not supported yet")
     if config.one_logit and train.num_classes != 2:
         raise ValueError(f"one_logit needs a set of 2 classes; {train.name!r} has {train.num_classes}")
     outputs = 1 if config.one_logit else train.num_classes
     network = models.create(config.model, outputs, train.image_shape, config.seed)
+    start = None
     if config.init_from and is_start:
-        network = started_from(config.init_from, network, config.model["name"], outputs, train)
+        start = starts.started_from(config.init_from, network, config.model, outputs, train)
+        network = start.network
     layout = slots.make_slots(len(train), config.num_shards, config.seed)
     visits = Visits(layout, config.batch_size, config.seed)
     recipe = Recipe(
@@ -99,27 +106,17 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
         num_classes=train.num_classes,
         example=example,
     )
-    return Experiment(splits, recipe, layout, visits, config.epochs, mesh, example, template)
-
-
-def started_from(folder: str, network: Network, name: str, num_outputs: int, train: data.Dataset) -> Network:
-    """The network with the weights of a folder written by `models.export`.
-
-    Raises:
-      ValueError: one line: no such folder; weights of another network, of other classes or image sizes.
-    """
-    kept = models.read(folder, own_classes="." in name)
-    for what, there, here in (
-        ("network", kept.config_model.get("name"), name),
-        ("outputs", kept.num_classes, num_outputs),
-        ("image shape", kept.image_shape, train.image_shape),
-        ("class names", kept.class_names or train.class_names, train.class_names),
-        ("shapes of weights", *(jax.tree.map(np.shape, one[1:]) for one in (kept.network, network))),
-    ):
-        if there != here:
-            shown = "" if what.startswith("shapes") else f": {there!r} there, {here!r} here"
-            raise ValueError(f"init_from={folder!r} holds a network of another {what}{shown}")
-    return network._replace(params=kept.network.params, batch_stats=kept.network.batch_stats)
+    return Experiment(
+        splits,
+        recipe,
+        layout,
+        visits,
+        config.epochs,
+        mesh,
+        example,
+        template,
+        None if start is None else start.folder,
+    )
 
 
 def members(experiment: Experiment, texts: Sequence[str]) -> list[suite.Member]:

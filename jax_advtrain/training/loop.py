@@ -71,6 +71,12 @@ def train(experiment: Experiment, config: Any, folder: Path, saved: Saved, displ
 def _train(experiment, config, folder, saved, display, checkpoints) -> TrainState:
     mesh, per_epoch = experiment.mesh, experiment.steps_per_epoch
     state, step_number = restore_or_start(experiment, saved, checkpoints, LAST, display)
+    if not step_number and config.init_from and experiment.started_from is None:
+        # Its weights were not looked at, for there seemed to be a checkpoint.
+        raise ConfigError(
+            f"no checkpoint in {checkpoints.folder} can be read; to start anew from init_from={config.init_from!r} "
+            "give another --workdir"
+        )
     lines = workdir.cut_metrics(folder, step_number)
     if step_number >= experiment.total_steps:
         return state

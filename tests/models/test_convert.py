@@ -191,6 +191,29 @@ def test_a_loaded_network_gives_the_same_logits(tmp_path, config):
     assert json.loads((folder / weights.CONFIG_NAME).read_text())["dtype"] == "float32"
 
 
+@pytest.mark.parametrize("config", [SMALL, DEEPMIND, VIT, TRADES], ids=lambda config: config["name"])
+def test_all_fields_are_written_out(tmp_path, config):
+    """A default that changes later cannot change the network."""
+    folder = exported(tmp_path / "net", config)
+    written = json.loads((folder / weights.CONFIG_NAME).read_text())["model"]
+    assert set(written) == {"name", *models.field_names(config["name"])}
+    assert {name: written[name] for name in config} == json.loads(json.dumps(config))
+    assert weights.read(folder).network.graphdef == made(config).graphdef
+    # A folder of before, with the given fields only, reads as it did.
+    rewritten(folder, model=config)
+    assert weights.read(folder).network.graphdef == made(config).graphdef
+
+
+def test_a_converted_network_keeps_its_mean_and_std(tmp_path, capsys):
+    buffers = {"0.mean": np.array([0.25, 0.5, 0.75], np.float32), "0.std": np.array([0.5, 0.5, 0.25], np.float32)}
+    save_file(buffers | {f"1.{name}": array for name, array in in_torch(SMALL).items()}, tmp_path / "net.safetensors")
+    assert convert.main(arguments(tmp_path)) == 0
+    written = json.loads((tmp_path / "ours" / weights.CONFIG_NAME).read_text())["model"]
+    assert (written["mean"], written["std"]) == ([0.25, 0.5, 0.75], [0.5, 0.5, 0.25])
+    given = SMALL | {"mean": (0.25, 0.5, 0.75), "std": (0.5, 0.5, 0.25)}
+    assert weights.read(tmp_path / "ours").network.graphdef == made(given).graphdef
+
+
 def test_export_refuses(tmp_path):
     folder = exported(tmp_path / "net")
     with pytest.raises(ValueError, match="is there already"):

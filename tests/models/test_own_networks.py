@@ -42,6 +42,10 @@ class WrongCall(Linear):
 class NoModule:
     pass
 
+class Wrapping(Linear):
+    def __init__(self, image_shape, num_classes, *, rngs, wrap=jnp.tanh, scale=2.0):
+        super().__init__(image_shape, num_classes, scale=scale, rngs=rngs)
+
 def function():
     pass
 """
@@ -74,6 +78,16 @@ def test_a_class_of_any_fields():
     config = {"name": "own_package.networks.AnyFields", "needed": 1, "scale": 2.0, "unheard_of": 3}
     models.check(config)
     assert models.create(config, 3, (4, 4, 1), 0).batch_stats == {}
+
+
+def test_fields_written_out():
+    """Defaults that JSON cannot hold stay with the class."""
+    assert models.plain_fields({"name": "own_package.networks.Wrapping"}) == {
+        "name": "own_package.networks.Wrapping",
+        "scale": 2.0,
+    }
+    with pytest.raises(ValueError, match="the model config holds what JSON cannot"):
+        models.plain_fields({"name": "own_package.networks.Wrapping", "wrap": jnp.tanh})
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def test_training_starts_from_the_exported_weights(run_folder, exported, refused
     shutil.move(tmp_path / "away", exported)
 
     asked = [f"--config={tiny_config}", f"--workdir={tmp_path / 'new'}"]
-    refused([*asked, f"--config.init_from={tmp_path / 'nothing'}"], "is no folder of an exported network")
-    refused([*asked, f"--config.init_from={exported}", "--config.model.hidden=(8,)"], "shapes of weights")
+    refused([*asked, f"--config.init_from={tmp_path / 'nothing'}"], "is no folder; give a workdir")
+    refused([*asked, f"--config.init_from={exported}", "--config.model.hidden=(8,)"], "of another model.hidden")
     # Where a run started from is part of what it is.
     asked = [f"--config={tiny_config}", f"--workdir={run_folder}", f"--config.init_from={exported}"]
     refused(asked, "holds a run of another config: init_from")
