@@ -38,8 +38,8 @@ def assembled(mesh: Mesh, count: int, rows: np.ndarray) -> jax.Array:
     """`count` rows spread over the devices, of which each process gives its `local_rows`."""
     here = local_rows(mesh, count)
 
-    def local(index: tuple[slice, ...]) -> np.ndarray:
-        wanted = np.arange(count)[index[0]]
+    def local(index: tuple[slice, ...] | None) -> np.ndarray:
+        wanted = np.arange(count) if index is None else np.arange(count)[index[0]]
         start = np.searchsorted(here, wanted[0])
         return rows[start : start + len(wanted)]
 

@@ -37,7 +37,7 @@ class Dataset:
     """
 
     name: str
-    images: np.ndarray | EncodedImages
+    images: Any  # np.ndarray, or EncodedImages: those who need an array are told so before (is_streamed)
     labels: np.ndarray
     ids: np.ndarray
     class_names: tuple[str, ...]

@@ -89,7 +89,7 @@ def resized(image: "Image", size: tuple[int, int], box: tuple[float, float, floa
     """A rectangle (left, top, right, bottom) of an image as uint8 (*size, C): one bilinear, antialiased pass."""
     from PIL import Image
 
-    return _pixels(image.resize(size[::-1], Image.Resampling.BILINEAR, box))
+    return _pixels(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box))
 
 
 def _pixels(image: "Image") -> np.ndarray:

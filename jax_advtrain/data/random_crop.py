@@ -93,7 +93,8 @@ def _of_jpeg(
     import cv2
     import simplejpeg
 
-    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
+    *sides, colorspace, _ = simplejpeg.decode_jpeg_header(content)
+    height, width = map(int, sides)
     if colorspace in ("CMYK", "YCCK"):
         return None
     box = draw((height, width))

@@ -10,7 +10,7 @@ import io
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class EncodedImages:
     """
 
     ids: np.ndarray
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     encoded: Callable[[int], Encoded]
     resize: int | None
     least_area: float | None
@@ -90,7 +90,7 @@ class ReadBatch(NamedTuple):
 
 def read_batches(
     images: EncodedImages, visits: Visits, rows: np.ndarray, first_step: int, num_steps: int
-) -> Iterator[ReadBatch]:
+) -> Generator[ReadBatch]:
     """The batches of the steps from `first_step` to `num_steps`.
 
     The workers start at once; they end when the iterator is closed, with the program, and also where it is killed.
@@ -122,7 +122,7 @@ def read_batches(
     return _closing(iterator)
 
 
-def _closing(iterator: Any) -> Iterator[ReadBatch]:
+def _closing(iterator: Any) -> Generator[ReadBatch]:
     try:
         for found in iterator:
             # Copied, so that shared memory is given back at once, and not by whoever holds the batch when all ends.
@@ -144,8 +144,8 @@ class _Batches:
     def __len__(self) -> int:
         return self._num_steps
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        visit = self._visits(int(step))
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        visit = self._visits(int(index))
         read: list[np.ndarray | None] = []
         problems = []
         for at, position in enumerate(visit.positions[self._rows]):
