@@ -35,6 +35,7 @@ def build(spec: Sequence[str]) -> Augment:
     """
     if isinstance(spec, str):
         raise ValueError(f'data.augment must be a tuple of names, got the string {spec!r}; write ("{spec}",)')
+    crop_area(spec)
     parts = tuple(_part(item) for item in spec if not _is_crop(item))
 
     def augment(keys: jax.Array, images: jax.Array) -> jax.Array:

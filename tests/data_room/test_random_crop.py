@@ -115,7 +115,8 @@ def test_damaged_images_are_pillows_to_judge(photographs):
         (("random_resized_crp",), "did you mean 'random_resized_crop'"),
     ],
 )
-def test_bad_specs(spec, expected):
+def test_bad_specs_are_refused_before_anything(spec, expected, tmp_path):
     with pytest.raises(ValueError) as caught:
-        data.load({"name": "digits", "augment": spec, "data_dir": "/no/such"})
+        data.load({"name": "digits", "augment": spec, "data_dir": str(tmp_path / "sets")})
     assert expected in str(caught.value)
+    assert not (tmp_path / "sets").exists()
