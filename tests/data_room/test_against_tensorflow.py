@@ -59,6 +59,13 @@ ROWS = [
     _original("svhn_cropped", "svhn", original_files.svhn, {}, splits=SVHN_SPLITS),
     _original("svhn_cropped", "svhn", original_files.svhn, {"train_split": "extra"}, splits=SVHN_SPLITS),
     _original("stl10", "stl10_binary", original_files.stl10, {}),
+    Row(
+        "imagenet2012",
+        lambda source, photographs: imagenet_files.imagenet(source, images_per_class=4),
+        lambda data_dir, source: originals.prepare("imagenet2012", data_dir, source),
+        {"test_split": "validation", "validation_from": "train", "image_size": 64},
+        tolerance=2.0,  # the CMYK image and the PNG are encoded anew, each in its own way
+    ),
 ]
 
 
@@ -81,7 +88,7 @@ def prepared_by_tfds() -> Callable[[str, Path, Path], None]:
     return prepare
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join([row.name, *row.config.values()]))
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join([row.name, *map(str, row.config.values())]))
 def test_a_set_made_here_is_that_of_tfds(row, prepared_by_tfds, tmp_path, photographs):
     row.write(tmp_path / "source", photographs)
     row.prepare(tmp_path / "ours", tmp_path / "source")
@@ -97,7 +104,7 @@ def test_a_set_made_here_is_that_of_tfds(row, prepared_by_tfds, tmp_path, photog
         np.testing.assert_array_equal(mine.labels, yours.labels)
         assert mine.images.shape == yours.images.shape and mine.images.dtype == yours.images.dtype
         differences = np.abs(mine.images.astype(int) - yours.images).reshape(len(mine), -1).mean(axis=1)
-        assert differences.max() <= row.tolerance
+        assert differences.max() <= row.tolerance and np.sum(differences > 0) <= 2
 
 
 def test_tfds_prepares_the_tiny_imagenet(prepared_by_tfds, tmp_path):
