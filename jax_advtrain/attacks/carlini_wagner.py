@@ -32,6 +32,7 @@ from jax_advtrain.attacks.protocol import (
     checked_start,
     zeros_per_sample,
 )
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Stepwise
 
 # Pixels at 0 and 1 lie at infinity of the tanh space, where Adam would not move them in any number of steps, so they
@@ -74,7 +75,7 @@ class CarliniWagnerState(NamedTuple):
 
 
 @partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["epsilon", "step_size", "confidence", "initial_constant"],
     meta_fields=["inner_steps", "binary_search_steps"],
 )
