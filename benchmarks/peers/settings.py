@@ -34,6 +34,8 @@ CASES = {
     "small_cnn-mnist-pgd_at": Case("small_cnn", "mnist", 0.3, 0.3, 1.0, 5.0, 1000, 6, 20000),
     "small_cnn-cifar10-standard": Case("small_cnn", "cifar10", None, 2 / 255, 0.25, 4.0, 1000, 8, 20000),
     "small_cnn-cifar10-pgd_at": Case("small_cnn", "cifar10", 8 / 255, 8 / 255, 0.5, 8.0, 1000, 8, 20000),
+    "resnet-mnist-standard": Case("resnet", "mnist", None, 0.1, 1.0, 5.0, 100, 3, 20000),
+    "resnet-mnist-pgd_at": Case("resnet", "mnist", 0.3, 0.3, 1.0, 5.0, 100, 8, 20000),
     "resnet-cifar10-standard": Case("resnet", "cifar10", None, 2 / 255, 0.25, 4.0, 100, 8, 20000),
     "resnet-cifar10-pgd_at": Case("resnet", "cifar10", 8 / 255, 8 / 255, 0.5, 8.0, 100, 6, 10000),
 }

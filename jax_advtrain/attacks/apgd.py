@@ -35,6 +35,7 @@ from jax_advtrain.attacks.protocol import (
     make_problem,
     zeros_per_sample,
 )
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Stepwise
 
 
@@ -69,7 +70,7 @@ class APGDState(NamedTuple):
 
 
 @partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["epsilon", "loss", "rho"],
     meta_fields=["norm", "stages", "eot_passes", "is_right", "score"],
 )

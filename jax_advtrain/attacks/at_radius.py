@@ -11,6 +11,7 @@ from jax_advtrain.attacks import losses, norms
 from jax_advtrain.attacks.combine import Composed, Wrapped, base_of, check_attack, check_stepwise, over_parts
 from jax_advtrain.attacks.minimum_norm import distance_of, wide_dtype
 from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn, check_number, check_per_sample
+from jax_advtrain.attacks.pytrees import register_dataclass
 
 # What an image may exceed the radius by, relatively: the rounding of its pixels and of its norm in float32.
 TOLERANCE = 1e-5
@@ -24,7 +25,7 @@ def verdict_of(attack: Any, outputs: jax.Array, labels: jax.Array) -> tuple[jax.
     return check_per_sample("is_right", right, len(labels)), check_per_sample("score", score, len(labels))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["attack", "epsilon"], meta_fields=[])
+@partial(register_dataclass, data_fields=["attack", "epsilon"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
 class AtRadius(Wrapped):
     """A minimum-norm attack asked for images within a radius; see `at_radius`."""

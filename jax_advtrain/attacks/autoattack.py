@@ -24,6 +24,7 @@ from jax_advtrain.attacks.protocol import (
     make_problem,
     zeros_per_sample,
 )
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.square import square
 from jax_advtrain.attacks.stepwise import Part
 from jax_advtrain.attacks.targeting import num_classes_of, targeted_at
@@ -36,7 +37,7 @@ VERSIONS: tuple[str, ...] = get_args(Version)
 _CLEAN_DRAW = 2**31 - 4
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=[])
+@partial(register_dataclass, data_fields=["attack"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnClassLogits(Wrapped):
     """An attack to which a one-logit model speaks in class logits [0, z]; other models as they do."""
@@ -62,7 +63,7 @@ def _in_class_logits(logits_fn: LogitsFn) -> LogitsFn:
 
 
 @partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["epsilon"],
     meta_fields=["norm", "version", "num_steps", "num_queries", "eot_passes"],
 )

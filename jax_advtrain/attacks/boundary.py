@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_advtrain.attacks import norms
 from jax_advtrain.attacks.pgd import PGD, AscentState
 from jax_advtrain.attacks.protocol import LogitsFn, Problem, check_count
+from jax_advtrain.attacks.pytrees import register_dataclass
 
 Placement = Literal["boundary", "outside", "inside", "none"]
 
@@ -48,7 +49,7 @@ class BoundaryResult(NamedTuple):
 
 
 @partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["ascent"],
     meta_fields=[
         "refine_steps",

@@ -3,7 +3,6 @@
 import dataclasses
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 
 from jax_advtrain.attacks.combine import (
@@ -16,10 +15,11 @@ from jax_advtrain.attacks.combine import (
     strongest_of,
 )
 from jax_advtrain.attacks.protocol import Attack, AttackResult, check_count, per_sample_keys, zeros_per_sample
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Part, fold_in, parts
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=["num_restarts", "stops_early"])
+@partial(register_dataclass, data_fields=["attack"], meta_fields=["num_restarts", "stops_early"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Restarts(Composed):
     """An attack run several times, each with its own keys; see `restarts`."""
@@ -60,7 +60,7 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
     return Restarts(check_attack("restarts", attack), check_count("num_restarts", num_restarts))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=["stops_early"])
+@partial(register_dataclass, data_fields=["members"], meta_fields=["stops_early"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class WorstOf(Composed):
     """Several attacks on the same samples; see `worst_of`."""

@@ -21,6 +21,7 @@ from jax_advtrain.attacks.protocol import (
     checked_start,
     zeros_per_sample,
 )
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Stepwise
 
 NORMS = ("l2", "linf")
@@ -60,7 +61,7 @@ class DeepFoolState(NamedTuple):
 
 
 @partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["epsilon", "overshoot"],
     meta_fields=["norm", "num_steps", "num_classes"],
 )

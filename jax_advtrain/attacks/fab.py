@@ -20,6 +20,7 @@ from jax_advtrain.attacks.protocol import (
     checked_start,
     zeros_per_sample,
 )
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Stepwise
 
 STARTS = ("clean", "random")
@@ -59,7 +60,7 @@ class FABState(NamedTuple):
 
 
 @partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["epsilon", "alpha_max", "eta", "beta"],
     meta_fields=["norm", "num_steps", "num_classes", "search_steps", "start"],
 )

@@ -31,6 +31,7 @@ from jax_advtrain.attacks.protocol import (
     checked_start,
     zeros_per_sample,
 )
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Stepwise
 
 # "l0" counts changed entries; no other attack knows it, so it is no name of `norms`.
@@ -60,7 +61,7 @@ class FMNState(NamedTuple):
 
 
 @partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["epsilon", "step_size", "step_size_final", "gamma", "gamma_final"],
     meta_fields=["norm", "num_steps"],
 )

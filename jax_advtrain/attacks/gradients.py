@@ -11,10 +11,11 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_advtrain.attacks import losses, norms
 from jax_advtrain.attacks.protocol import LogitsFn, Problem, check_per_sample
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import fold_in
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["function"], meta_fields=[])
+@partial(register_dataclass, data_fields=["function"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stochastic:
     """A model that answers at random; see `stochastic`."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_advtrain.attacks.protocol import check_number
+from jax_advtrain.attacks.pytrees import register_dataclass
 
 LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -151,7 +152,7 @@ _TARGETED: dict[LossFunction, Callable[..., jax.Array]] = {
 }
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["temperature"], meta_fields=["function", "per_class"])
+@partial(register_dataclass, data_fields=["temperature"], meta_fields=["function", "per_class"])
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """A loss as an attack holds it: the function is static, the temperature is a leaf and may be traced.

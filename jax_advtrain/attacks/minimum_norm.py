@@ -46,6 +46,11 @@ def nothing_found(images: Float[Array, "batch *image"]) -> Nearest:
     return Nearest(images, zeros + jnp.inf, zeros == 0, zeros, zeros == 0, zeros)
 
 
+def is_confident(outputs: jax.Array, problem: Problem, confidence: jax.typing.ArrayLike) -> Bool[Array, "batch"]:
+    """Whether the margin is so large. That of a broken model, NaN, is wrong whatever was asked for."""
+    return ~(MARGIN.ascended(outputs, problem.labels, problem.targets) < confidence)
+
+
 def nearer(
     nearest: Nearest,
     problem: Problem,

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 
 from jax_advtrain.attacks import losses, norms
 from jax_advtrain.attacks.protocol import AttackResult, check_number, check_per_sample, make_problem, zeros_per_sample
+from jax_advtrain.attacks.pytrees import register_dataclass
 
 DISTRIBUTIONS = ("uniform", "gaussian")
 
 
 @partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["epsilon"],
     meta_fields=["norm", "distribution", "is_right", "score"],
 )

@@ -24,6 +24,7 @@ from jax_advtrain.attacks.protocol import (
     make_problem,
     zeros_per_sample,
 )
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Stepwise
 
 STARTS = ("random", "clean")
@@ -54,7 +55,7 @@ class AscentState(NamedTuple):
 
 
 @partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["epsilon", "step_size", "alpha", "loss", "decay"],
     meta_fields=[
         "norm",

@@ -4,7 +4,6 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -12,6 +11,7 @@ from jax_advtrain.attacks.at_radius import verdict_of
 from jax_advtrain.attacks.combine import Wrapped, base_of, check_attack, check_stepwise, over_parts
 from jax_advtrain.attacks.gradients import outputs_of
 from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn, check_count
+from jax_advtrain.attacks.pytrees import register_dataclass
 
 # What part of a level counts as none: the rounding of pixel * levels in float32.
 _NO_LEVEL = 1e-3
@@ -66,7 +66,7 @@ def round_in_ball(
     return jnp.where(back, clean, (chosen / levels).reshape(images.shape).astype(images.dtype))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=["levels"])
+@partial(register_dataclass, data_fields=["attack"], meta_fields=["levels"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rounded(Wrapped):
     """An attack whose images are rounded, then classified again; see `rounded`."""

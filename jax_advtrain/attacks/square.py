@@ -22,6 +22,7 @@ from jax_advtrain.attacks.protocol import (
     make_problem,
     zeros_per_sample,
 )
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Stepwise
 
 # Losses of class logits, to which a model of one logit speaks as [0, z].
@@ -52,7 +53,7 @@ class SquareState(NamedTuple):
 
 
 @partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["epsilon", "p_init", "loss"],
     meta_fields=["norm", "num_steps", "schedule", "is_right", "score"],
 )

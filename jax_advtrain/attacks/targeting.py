@@ -19,6 +19,7 @@ from jax_advtrain.attacks.combine import (
 )
 from jax_advtrain.attacks.gradients import outputs_of
 from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn, check_count, make_problem, per_sample_keys
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Part, fold_in, parts
 
 # The draw of a stochastic model that ranks the classes: apart from those of the steps, which count from 0.
@@ -56,7 +57,7 @@ def ranked_target(
     return jnp.take(order, rank, axis=-1).astype(labels.dtype)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["attack", "rank"], meta_fields=[])
+@partial(register_dataclass, data_fields=["attack", "rank"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
 class AtTarget(Wrapped):
     """An attack aimed at the class of the rank-th largest clean logit beside the label; see `targeted_at`."""
@@ -81,7 +82,7 @@ class AtTarget(Wrapped):
         return self.attack.passes + 1
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=["num_targets", "stops_early"])
+@partial(register_dataclass, data_fields=["attack"], meta_fields=["num_targets", "stops_early"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class TargetedAt(Composed):
     """An attack run once for each of several target classes; see `targeted_at`."""

@@ -12,12 +12,11 @@ from jaxtyping import Array, Int
 from jax_advtrain.attacks import losses
 from jax_advtrain.attacks.combine import Composed, check_attack, over_bases, run_awake, strongest_of
 from jax_advtrain.attacks.protocol import Attack, AttackResult, check_number, per_sample_keys
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Part, parts
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["attack", "temperatures"], meta_fields=["per_class", "stops_early"]
-)
+@partial(register_dataclass, data_fields=["attack", "temperatures"], meta_fields=["per_class", "stops_early"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class TemperatureSweep(Composed):
     """An attack run at several temperatures of its loss; see `temperature_sweep`."""

@@ -10,10 +10,11 @@ from jax_advtrain.attacks import norms
 from jax_advtrain.attacks.combine import Composed, Wrapped, check_attack
 from jax_advtrain.attacks.pgd import PGD
 from jax_advtrain.attacks.protocol import Attack, LogitsFn
+from jax_advtrain.attacks.pytrees import register_dataclass
 from jax_advtrain.attacks.stepwise import Stepwise
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["attack"], meta_fields=[])
+@partial(register_dataclass, data_fields=["attack"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
 class UntilSuccess(Wrapped):
     """An attack whose samples rest once they are fooled; see `until_success`."""

@@ -54,6 +54,7 @@ def run(
     batch_size: int,
     keep_images: bool,
     harvest: Harvest,
+    times: "Times",
 ) -> None:
     """Attacks the samples at the positions in `queue`, each until it is finished.
 
@@ -62,10 +63,16 @@ def run(
       path: numbers that the samples' keys are folded with.
       batch_size: a multiple of the devices.
       harvest: called with positions, their facts and the work since the last call, as samples finish.
+      times: what earlier calls learnt about their programs, at first empty; this one adds to it.
     """
     if not len(queue):
         return
-    slots = _Slots(mesh, attack, logits_fn, data, norm, epsilon, seed, tuple(path), keep_images, harvest)
+    program = (mesh, jax.tree.structure((attack, logits_fn)), data.image_shape)
+    if program not in times:
+        times[program] = _Times(_costs(attack, logits_fn, data))
+    slots = _Slots(
+        mesh, attack, logits_fn, data, norm, epsilon, seed, tuple(path), keep_images, harvest, times[program]
+    )
     slots.work_off(np.asarray(queue), batch_size // mesh.size)
 
 
@@ -82,7 +89,8 @@ class _Times:
     compiled: set[int] = dataclasses.field(default_factory=set)
 
 
-_TIMES: dict[Any, _Times] = {}
+# By program: the mesh, the structure of attack and model, the shape of an image.
+Times = dict[Any, _Times]
 
 
 class _Slots:
@@ -91,21 +99,17 @@ class _Slots:
     `positions` and `finished` have shape (devices, slots of one); position -1 = nobody.
     """
 
-    def __init__(self, mesh, attack, logits_fn, data, norm, epsilon, seed, path, keep_images, harvest):
+    def __init__(self, mesh, attack, logits_fn, data, norm, epsilon, seed, path, keep_images, harvest, times):
         self.mesh, self.attack, self.logits_fn, self.data = mesh, attack, logits_fn, data
         self.norm, self.seed, self.path, self.keep_images, self.harvest = norm, seed, path, keep_images, harvest
         self.epsilon = jnp.asarray(epsilon, jnp.zeros(()).dtype)
+        self.times, (self.init_cost, self.step_cost) = times, times.costs
         self.work = Work()
         self.state: Any = None
 
     def work_off(self, queue: np.ndarray, full: int) -> None:
         """Everything; `full` = slots of a device."""
         self.full, self.queue, self.chunk = full, queue, math.ceil(full * CHUNK_SHARE)
-        key = (self.mesh, jax.tree.structure((self.attack, self.logits_fn)), self.data.image_shape)
-        if key not in _TIMES:
-            _TIMES[key] = _Times(_costs(self.attack, self.logits_fn, self.data))
-        self.times = _TIMES[key]
-        self.init_cost, self.step_cost = self.times.costs
         size = self._fitting(full, len(queue), self.attack.num_steps) or full
         self.positions = np.full((self.mesh.size, size), -1)
         self.finished = np.zeros((self.mesh.size, size), bool)

@@ -20,6 +20,7 @@ from jax_advtrain.attacks.protocol import check_number
 from jax_advtrain.attacks.until_success import UntilSuccess
 from jax_advtrain.data import Dataset, to_unit
 from jax_advtrain.devices import AXIS, gathered, make_mesh, spread
+from jax_advtrain.evaluation.active_set import Times
 from jax_advtrain.evaluation.active_set import run as active_set_run
 from jax_advtrain.evaluation.ledger import Ledger, Work, facts, sample_keys
 from jax_advtrain.evaluation.state_file import NUM_PROBED, StateFile, identity_of
@@ -168,6 +169,7 @@ def attack_dataset(
     active_set: bool | None = None,
     clean: Attacked | None = None,
     state_file: str | os.PathLike | None = None,
+    times: Times | None = None,
 ) -> Attacked:
     """Attacks every sample; a sample's randomness follows (seed, sample id), so batch size and devices don't matter.
 
@@ -195,6 +197,8 @@ def attack_dataset(
       clean: what this function found for the same samples with attack None; spares the active set a pass.
       state_file: where to write, every half minute and after each part, what is known. If the file is there, it goes
         on from it, and the answer is the same as without the interruption. On several hosts all must see the file.
+      times: a dict, at first empty, that several calls may share: the active set notes there how long its programs
+        compile and step, by which it decides when fewer slots pay. It changes no answer.
 
     Raises:
       ValueError: no samples, a negative or NaN epsilon, logits that do not fit the classes, a state file of another
@@ -213,6 +217,7 @@ def attack_dataset(
         active_set = attack is not None and stops_at_success(attack, num_classes)
     stages = _stages(attack, active_set, num_classes)
     ledger, file, told = Ledger(len(data), len(stages)), None, 0
+    times = {} if times is None else times
     if state_file is not None:
         file = _state_file(state_file, attack, logits_fn, data, norm, epsilon, seed, keep_images, active_set)
         file.restore(ledger)
@@ -244,7 +249,7 @@ def attack_dataset(
         elif stage.steps is None:
             _whole_batches(mesh, stage.attack, *where, **how)
         else:
-            active_set_run(mesh, stage.steps, *where, **how)
+            active_set_run(mesh, stage.steps, *where, **how, times=times)
         if file and len(queue):
             file.save(ledger, now=True)
     if told < len(data):

@@ -13,6 +13,7 @@ from jax_advtrain.attacks.norms import check_norm
 from jax_advtrain.attacks.protocol import check_number
 from jax_advtrain.data import Dataset
 from jax_advtrain.devices import make_mesh
+from jax_advtrain.evaluation.active_set import Times
 from jax_advtrain.evaluation.attack_dataset import Attacked, LogitsFn, as_pytree, attack_dataset, name_seed, num_outputs
 from jax_advtrain.evaluation.records import CLEAN, Outcome, Record, WorstCase, make_record, worst_of
 from jax_advtrain.evaluation.results import per_sample_arrays
@@ -89,6 +90,7 @@ def evaluate(
     ]
     total = (len(todo) + 1) * len(data)
     found_clean: Attacked | None = None
+    times: Times = {}
 
     def run(number: int, label: str, norm: str | None, epsilon: float, attack, settings: dict[str, Any]):
         started = time.perf_counter()
@@ -105,6 +107,7 @@ def evaluate(
             progress=lambda done: progress(what, (number * len(data) + done) / total),
             active_set=active_set,
             clean=found_clean,
+            times=times,
             state_file=None if state_folder is None else Path(state_folder) / f"{number}-{what.replace(' ', '-')}.npz",
         )
         zero, nonfinite = int((found.zero_gradients > 0).sum()), int((found.nonfinite_gradients > 0).sum())

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from test_hyperplane import many_classes
 from toy_problems import (
     FEATURES,
     SHAPE,
@@ -37,8 +38,20 @@ def test_the_distance_of_a_linear_model_is_found():
     found = run(carlini_wagner(), keys(BATCH), logits_fn, images, labels)
     distance, true = lengths(found.images - images, "l2"), distances["l2"]
     assert not np.any(found.is_right) and np.all(found.score >= 0) and np.all(found.hits > 0)
-    np.testing.assert_allclose(distance, true, rtol=1e-2)
+    np.testing.assert_allclose(distance, true, rtol=2e-3)
     assert np.all(distance >= true * (1 - 1e-4))
+
+
+def test_the_nearest_of_many_boundaries_is_found_whichever_class_has_the_second_logit():
+    logits_fn, images, labels, distances = many_classes(seed=5)
+    true = distances["l2"].min(1)
+    logits = np.array(logits_fn(images))
+    logits[np.arange(BATCH), labels] = -np.inf
+    assert np.any(distances["l2"].argmin(1) != logits.argmax(1))
+    found = run(carlini_wagner(), keys(BATCH), logits_fn, images, labels)
+    assert not np.any(found.is_right) and np.all(found.score >= 0)
+    np.testing.assert_allclose(lengths(found.images - images, "l2"), true, rtol=2e-3)
+    assert np.all(lengths(found.images - images, "l2") >= true * (1 - 1e-4))
 
 
 def test_the_distance_is_found_from_images_on_the_ends_of_the_box():
@@ -59,13 +72,12 @@ def test_the_distance_is_found_from_images_on_the_ends_of_the_box():
         low, high = np.where(reached, low, middle), np.where(reached, middle, high)
     true = np.linalg.norm(moved, axis=1)
     logits_fn = jax.tree_util.Partial(linear, (jnp.asarray(matrix), jnp.asarray([bias, 0], jnp.float32)))
-    for attack, within in ((carlini_wagner(), 2e-2), (carlini_wagner(inner_steps=1000, step_size=0.01), 5e-3)):
-        found = run(attack, keys(BATCH), logits_fn, images, np.where(gap > 0, 0, 1))
-        assert not np.any(found.is_right)
-        assert np.all((found.images >= 0) & (found.images <= 1))
-        distance = lengths(found.images - images, "l2")
-        np.testing.assert_allclose(distance, true, rtol=within)
-        assert np.all(distance >= true * (1 - 1e-4))
+    found = run(carlini_wagner(), keys(BATCH), logits_fn, images, np.where(gap > 0, 0, 1))
+    assert not np.any(found.is_right)
+    assert np.all((found.images >= 0) & (found.images <= 1))
+    distance = lengths(found.images - images, "l2")
+    np.testing.assert_allclose(distance, true, rtol=2e-3)
+    assert np.all(distance >= true * (1 - 1e-4))
 
 
 def kinked(parameters, images):
@@ -220,7 +232,7 @@ def test_a_given_start_is_where_every_round_begins():
     assert not np.any(found.is_right)
     assert same_bits(found.images[3], images[3])
     expected = np.where(np.arange(BATCH) == 3, 0, distances["l2"])
-    np.testing.assert_allclose(lengths(found.images - images, "l2"), expected, rtol=2e-2)
+    np.testing.assert_allclose(lengths(found.images - images, "l2"), expected, rtol=2e-3)
 
 
 @pytest.mark.slow
@@ -334,7 +346,7 @@ def test_bad_settings_are_refused(settings, message):
 
 
 def test_passes_and_models_that_answer_at_random():
-    assert carlini_wagner().passes == 2 * STEPS == 2 * carlini_wagner().num_steps
+    assert carlini_wagner().num_steps == STEPS and carlini_wagner().passes == 2 * STEPS + 39
     random = attacks.stochastic(lambda images, keys: images.reshape(BATCH, -1))
     with pytest.raises(ValueError, match="always answers alike"):
         carlini_wagner().run(keys(BATCH), random, pixels(BATCH), np.zeros(BATCH, np.int32))
