@@ -60,9 +60,10 @@ class AtRadius(Method):
 
     def _radius(self, batch: Batch) -> jax.Array:
         """The radius in the batch's epoch."""
+        epsilon = jnp.asarray(self.epsilon, batch.images.dtype)
         if not self.warmup_epochs:
-            return jnp.asarray(self.epsilon, batch.images.dtype)
-        return self.epsilon * jnp.minimum(1, (batch.epoch + 1) / self.warmup_epochs)
+            return epsilon
+        return epsilon * jnp.minimum(1, (batch.epoch + 1).astype(epsilon.dtype) / self.warmup_epochs)
 
     def _ascended(
         self, model: Model, batch: Batch, loss: str | Loss, start: jax.Array | None = None

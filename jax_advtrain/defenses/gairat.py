@@ -59,11 +59,11 @@ class Gairat(AtRadius):
         self, model: Model, batch_stats: Any, batch: Batch, crafted: Counted, rows: Rows, method_state: Any
     ) -> DefenseLoss:
         found = loss_at(model, batch_stats, batch, crafted.images, rows)
-        weights = geometry_weight(crafted.kappa, self.num_steps, self.shift).astype(found.losses.dtype)
+        weights = geometry_weight(crafted.kappa.astype(found.losses.dtype), self.num_steps, self.shift)
         weights = jnp.where(batch.epoch < self.burn_in_epochs, 1, weights)
         return found._replace(weights=weights, metrics={**found.metrics, "steps_to_boundary": crafted.kappa})
 
 
-def geometry_weight(kappa: Int[Array, "batch"], num_steps: int, shift: jax.typing.ArrayLike) -> Float[Array, "batch"]:
-    """(1 + tanh(shift + 5 (1 - 2 kappa / num_steps))) / 2."""
-    return (1 + jnp.tanh(shift + 5 * (1 - 2 * kappa / num_steps))) / 2
+def geometry_weight(kappa: Float[Array, "batch"], num_steps: int, shift: jax.typing.ArrayLike) -> Float[Array, "batch"]:
+    """(1 + tanh(a)) / 2 of a = shift + 5 (1 - 2 kappa / num_steps), as the sigmoid of 2a: small weights keep digits."""
+    return jax.nn.sigmoid(2 * (shift + 5 * (1 - 2 * kappa / num_steps)))

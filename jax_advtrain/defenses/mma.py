@@ -79,7 +79,7 @@ class Mma(Method):
 
     def craft(self, model: Model, batch: Batch, rows: Rows, method_state: Any) -> Nearest:
         logits_fn = attack_logits_fn(model, self.attack_bn)
-        radius = jnp.maximum(rows["margin"], _LEAST_SHARE * self.d_max)
+        radius = jnp.clip(rows["margin"], _LEAST_SHARE * self.d_max, self.d_max)
         attacked = self._attack(model.task).run(batch.keys, logits_fn, batch.images, batch.labels, epsilon=radius)
         direction = norms.unit_length(attacked.images - batch.images, self.norm)
         reached = norms.length(attacked.images - batch.images, self.norm)
