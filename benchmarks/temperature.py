@@ -3,9 +3,9 @@
     python benchmarks/temperature.py --data_dir=TFDS [--num_train=10000] [--epochs=6]
 
 Both are the small CNN on MNIST. The cosine classifier's logits are cosines, bounded by 1 (trained at T = 1/16 on PGD
-images, in a few lines here); TRADES (Zhang et al. 2019, beta 6) is `defenses.Trades` in the ordinary loop. The attack is PGD-20, L-inf, one random
-start of the same keys for every T; "union" is the per-sample strongest of all T (`temperature_sweep`), beside as many
-restarts of PGD at T = 1.
+images, in a few lines here); TRADES (Zhang et al. 2019, beta 6) is the product's, in the ordinary loop. The attack is
+PGD-20, L-inf, one random start of the same keys for every T; "union" is the per-sample strongest of all T
+(`temperature_sweep`), beside as many restarts of PGD at T = 1.
 """
 
 import argparse
