@@ -2,10 +2,10 @@
 
     python benchmarks/defense_cost.py [--rounds=20] [--batch=128]
 
-The real step on the small CNN, images of MNIST's shape drawn at random (no data set is needed), default settings of each
-defense, L-inf 0.3, after warm-ups. The steps take turns; the least of all rounds counts. In theory a forward pass is 1,
-the gradient by images 1, that by weights 1 (docs/defenses.md); bisection is counted for all samples, though IMA and AME
-spare those that were not hit. With few rounds or on a busy machine the figures mean little.
+The real step on the small CNN, images of MNIST's shape drawn at random (no data set is needed), default settings of
+each defense, L-inf 0.3, after warm-ups. The steps take turns; the least of all rounds counts. In theory a forward pass
+is 1, the gradient by images 1, that by weights 1 (docs/defenses.md); bisection is counted for all samples, though IMA
+and AME spare those that were not hit. With few rounds or on a busy machine the figures mean little.
 """
 
 import argparse
@@ -86,10 +86,8 @@ def main() -> None:
     for label, (name, one) in made.items():
         measured, passes = seconds[label] / seconds["standard"], theory(name, one)
         expected = passes / TRAINED
-        rows.append(
-            [label, f"{1e3 * seconds[label]:.1f}", f"{measured:.1f}", str(passes), f"{expected:.1f}"]
-            + [f"{measured / expected:.2f}"]
-        )
+        numbers = (f"{1e3 * seconds[label]:.1f}", f"{measured:.1f}", str(passes), f"{expected:.1f}")
+        rows.append([label, *numbers, f"{measured / expected:.2f}"])
     print(f"Training steps, small CNN, batch {args.batch}; {machine()}; least of {args.rounds} rounds\n")
     print(table(["defense", "ms", "standard steps", "passes", "in theory", "measured / theory"], rows))
 

@@ -53,11 +53,11 @@ each = pytest.mark.parametrize(("name", "more"), EVERY, ids=str)
 def test_eight_devices_step_as_one(name, more):
     batch = host_batch(3, 4, num_shards=8)
     made = tiny(small(name, **more), "batch_norm", num_shards=8, num_slots=8 * 12)
+    before = jax.tree.map(np.array, made.network.params)
     (one, one_losses), (eight, eight_losses) = (steps(made, batch, number) for number in (1, 8))
     assert_near(one, eight, atol=1e-5)
     np.testing.assert_allclose(one_losses, eight_losses, atol=1e-5)
     assert one.sums["count"] == 48
-    before = made.network.params
     assert max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), before, one.params))) > 1e-4
 
 
