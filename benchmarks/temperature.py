@@ -3,70 +3,58 @@
     python benchmarks/temperature.py --data_dir=TFDS [--num_train=10000] [--epochs=6]
 
 Both are the small CNN on MNIST. The cosine classifier's logits are cosines, bounded by 1 (trained at T = 1/16 on PGD
-images); TRADES (Zhang et al. 2019, beta 6) is trained here in a few lines. The attack is PGD-20, L-inf, one random
-start of the same keys for every T; "union" is the per-sample strongest of all T (`temperature_sweep`), beside as many
-restarts of PGD at T = 1.
+images, in a few lines here); TRADES (Zhang et al. 2019, beta 6) is the product's, in the ordinary loop. The attack is
+PGD-20, L-inf, one random start of the same keys for every T; "union" is the per-sample strongest of all T
+(`temperature_sweep`), beside as many restarts of PGD at T = 1.
 """
 
 import argparse
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from _timing import machine, table
+from rich.console import Console
 
-from jax_advtrain import attacks, data, models
+from jax_advtrain import attacks, data, devices, models
+from jax_advtrain.config import base
+from jax_advtrain.config_check import validate
+from jax_advtrain.training import experiment as experiments
+from jax_advtrain.training import loop
+from jax_advtrain.training.checkpoints import Saved
+from jax_advtrain.training.display import Display
 
 TEMPERATURES = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 BATCH, RADIUS, SCALE, BETA = 128, 0.3, 16.0, 6.0
 
 
-def network(kind: str, image_shape):
-    """(logits of (params, images), params); the cosine head has 64 features."""
-    made = models.create({"name": "small_cnn"}, 64 if kind == "cosine" else 10, image_shape, 0)
-    outputs = lambda params, x: models.logits_fn(made.graphdef, params, {})(x)  # noqa: E731
-    if kind != "cosine":
-        return outputs, made.params
+def cosine_classifier(images, labels, epochs: int) -> jax.tree_util.Partial:
+    """The small CNN with a cosine head on 64 features, trained on PGD images at T = 1/16; its logits are cosines."""
+    made = models.create({"name": "small_cnn"}, 64, images.shape[1:], 0)
 
     def cosines(params, x):
         unit = lambda v: v / jnp.sqrt(jnp.sum(jnp.square(v), axis=-1, keepdims=True) + 1e-12)  # noqa: E731
-        return unit(outputs(params["features"], x)) @ unit(params["classes"]).T
+        return unit(models.logits_fn(made.graphdef, params["features"], {})(x)) @ unit(params["classes"]).T
 
-    return cosines, {"features": made.params, "classes": jax.random.normal(jax.random.key(1), (10, 64))}
-
-
-def divergence(clean):
-    """KL(clean || attacked) as a loss to ascend; the labels are not looked at."""
-    return lambda outputs, labels: jnp.sum(
-        jax.nn.softmax(clean) * (jax.nn.log_softmax(clean) - jax.nn.log_softmax(outputs)), axis=-1
-    )
-
-
-def train(kind: str, images, labels, epochs: int):
-    logits, params = network(kind, images.shape[1:])
+    params = {"features": made.params, "classes": jax.random.normal(jax.random.key(1), (10, 64))}
     total = epochs * (len(images) // BATCH)
     optimizer = optax.adam(optax.linear_schedule(1e-3, 0.0, total))
+    climbed = attacks.with_temperature("ce", 1 / SCALE)
 
-    def loss(params, attacked, x, y):
-        if kind == "cosine":
-            return jnp.mean(attacks.cross_entropy(SCALE * logits(params, attacked), y))
-        clean = logits(params, x)
-        return jnp.mean(attacks.cross_entropy(clean, y) + BETA * divergence(clean)(logits(params, attacked), y))
+    def loss(params, attacked, y):
+        return jnp.mean(attacks.cross_entropy(SCALE * cosines(params, attacked), y))
 
     @jax.jit
     def step(params, state, key, x, y, epsilon):
-        x = data.to_unit(x)
-        model = jax.tree_util.Partial(logits, params)
-        climbed = "ce" if kind == "cosine" else divergence(model(x))
-        climbed = attacks.with_temperature("ce", 1 / SCALE) if kind == "cosine" else climbed
         attack = attacks.pgd(norm="linf", epsilon=0.0, num_steps=7, loss=climbed)
-        attacked = attack(key, model, x, y, epsilon=epsilon)
-        value, gradient = jax.value_and_grad(loss)(params, attacked, x, y)
-        updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(params, updates), state, value
+        attacked = attack(key, jax.tree_util.Partial(cosines, params), data.to_unit(x), y, epsilon=epsilon)
+        updates, state = optimizer.update(jax.grad(loss)(params, attacked, y), state)
+        return optax.apply_updates(params, updates), state
 
     state, rng, done = optimizer.init(params), np.random.default_rng(0), 0
     for _ in range(epochs):
@@ -74,9 +62,25 @@ def train(kind: str, images, labels, epochs: int):
         for start in range(0, len(images) - BATCH + 1, BATCH):
             rows = order[start : start + BATCH]
             radius = RADIUS * min(1.0, 2 * done / total)
-            params, state, _ = step(params, state, jax.random.key(done), images[rows], labels[rows], radius)
+            params, state = step(params, state, jax.random.key(done), images[rows], labels[rows], radius)
             done += 1
-    return jax.tree_util.Partial(logits, params)
+    return jax.tree_util.Partial(cosines, params)
+
+
+def trades(data_dir: str, num_train: int, epochs: int) -> jax.tree_util.Partial:
+    """TRADES on the same images, the radius growing over the first half of the epochs."""
+    config = base("trades", "small_cnn")
+    config.data.name, config.data.data_dir, config.data.num_train = "mnist", data_dir, num_train
+    config.data.validation_size, config.eval.after_training = 0, ""
+    config.defense.epsilon, config.defense.beta, config.defense.num_steps = RADIUS, BETA, 7
+    config.defense.warmup_epochs = epochs // 2
+    config.epochs, config.batch_size, config.optimizer.schedule = epochs, BATCH, "cosine"
+    validate(config, 1)
+    experiment = experiments.build(config, devices.make_mesh(jax.devices()[:1]))
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Saved({}, experiment.splits.train.fingerprint(), 0)
+        state = loop.train(experiment, config, Path(folder), saved, Display(Console()))
+    return experiment.logits_fn(state)
 
 
 def main() -> None:
@@ -94,7 +98,10 @@ def main() -> None:
     sweep = attacks.temperature_sweep(pgd, TEMPERATURES)
     for kind in ("cosine", "trades"):
         started = time.perf_counter()
-        model = train(kind, splits.train.images, splits.train.labels, args.epochs)
+        if kind == "cosine":
+            model = cosine_classifier(splits.train.images, splits.train.labels, args.epochs)
+        else:
+            model = trades(args.data_dir, args.num_train, args.epochs)
         print(f"{kind} trained in {time.perf_counter() - started:.0f} s", flush=True)
         for epsilon in (0.2, 0.3):
             ask = partial(run, key=jax.random.key(0), logits_fn=model, epsilon=epsilon)

@@ -21,7 +21,7 @@ from jax_advtrain.training import optim
 # A run is what these fields say: a workdir refuses others. All else may change when it is resumed or evaluated.
 IDENTITY = (
     *("data", "model", "defense", "optimizer", "batch_size", "num_shards", "seed", "ema_decay", "one_logit"),
-    "init_from",
+    *("init_from", "label_smoothing", "accumulate"),
 )
 # Where data lie is no identity: the fingerprint tells whether they are the same.
 _FREE_DATA_FIELDS = ("data_dir", "path", "max_ram_gb", "streaming", "num_workers")
@@ -37,6 +37,10 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
       data: of `data.load`. model, defense: a name and its own fields. optimizer: of `training.optim`.
       epochs; batch_size, a multiple of num_shards; num_shards, virtual shards of the data, a multiple of the devices.
       seed; ema_decay: None, or the decay of averaged weights, which evaluation then uses.
+      accumulate: in how many parts a step works through its batch, one after the other: less memory, the same update
+        (but for BatchNorm's statistics); divides batch_size / num_shards.
+      label_smoothing: of the training loss, from 0, below 1.
+      patience: None, or training ends where no epoch of the last so many was the best by the monitor's robust accuracy.
       one_logit: for sets of 2 classes, a network with one logit.
       init_from: "", or where weights of the same network lie to start from: a workdir (its best checkpoint, else last),
         a checkpoint (RUN/checkpoints/last, RUN/checkpoints/best/STEP), a folder of --mode=export or models.convert.
@@ -84,6 +88,9 @@ def _defaults(defense: str, model: str) -> dict[str, Any]:
         "num_shards": 8,
         "seed": 0,
         "ema_decay": None,
+        "accumulate": 1,
+        "label_smoothing": 0.0,
+        "patience": None,
         "one_logit": False,
         "init_from": "",
         "beside": {},
@@ -142,7 +149,7 @@ def identity(config: Any) -> dict[str, Any]:
     whole = plain(config)
     whole["data"] = {name: value for name, value in whole["data"].items() if name not in _FREE_DATA_FIELDS}
     kept = {name: whole[name] for name in IDENTITY}
-    if whole["optimizer"]["schedule"] == "cosine":
+    if whole["optimizer"]["schedule"] in optim.UNTIL_THE_END:
         # Its rate at every step depends on where training ends.
         kept["epochs"] = whole["epochs"]
     return kept

@@ -21,7 +21,7 @@ from jax_advtrain.training.checkpoints import BEST, LAST
 from jax_advtrain.training.monitor import monitored_radius
 
 _WHOLE_NUMBERS = (
-    *("epochs", "batch_size", "num_shards", "monitor.every", "monitor.num_samples", "checkpoint.keep"),
+    *("epochs", "batch_size", "num_shards", "accumulate", "monitor.every", "monitor.num_samples", "checkpoint.keep"),
     *("checkpoint.every_epochs", "eval.batch_size", "margins.num_steps"),
 )
 _LOSSES_OF_ONE_LOGIT, _LOSSES_OF_SEVERAL = ("bce", "lmb"), ("ce", "lm", "slm")
@@ -43,6 +43,8 @@ def validate(config: Any, num_devices: int) -> None:
         _defense("defense", config.defense, one_logit=config.one_logit)
         for name, defense in config.beside.items():
             _beside(config, name, defense)
+        if config.label_smoothing and "mart" in (config.defense.name, *(one["name"] for one in config.beside.values())):
+            raise ConfigError("label_smoothing does not reach defense 'mart', whose loss is its own; set it to 0")
         optim.build(config.optimizer, steps_per_epoch=1, epochs=config.epochs)
         norm, epsilon = monitored_radius(config)
         radii = {norm: tuple(config.eval[f"epsilons_{norm}"]) for norm in NORMS}
@@ -104,13 +106,25 @@ def _numbers(config: Any, num_devices: int) -> None:
         _whole(name, _at(config, name), 1)
     for name in ("eval.figures", "eval.check_samples"):
         _whole(name, _at(config, name), 0)
-    for name in ("eval.num_samples", "margins.num_samples"):
+    for name in ("eval.num_samples", "margins.num_samples", "patience"):
         if _at(config, name) is not None:
             _whole(name, _at(config, name), 1)
     if config.num_shards % num_devices:
         raise ConfigError(f"num_shards is {config.num_shards}; give a multiple of the {num_devices} devices here")
     if config.batch_size % config.num_shards:
         raise ConfigError(f"batch_size is {config.batch_size}; give a multiple of num_shards = {config.num_shards}")
+    rows = config.batch_size // config.num_shards
+    if rows % config.accumulate:
+        raise ConfigError(f"accumulate is {config.accumulate}; it must divide batch_size / num_shards = {rows}")
+    if not (_is_number(config.label_smoothing) and 0 <= config.label_smoothing < 1):
+        raise ConfigError(f"label_smoothing is {config.label_smoothing!r}; give a number from 0, and below 1")
+    if config.patience is not None and config.patience < config.monitor.every:
+        raise ConfigError(
+            f"patience is {config.patience}, monitor.every {config.monitor.every}: give a patience of at least as many"
+        )
+    kernels_only = config.optimizer.decay_kernels_only
+    if not isinstance(kernels_only, bool):
+        raise ConfigError(f"optimizer.decay_kernels_only is {kernels_only!r}; give True or False")
     if config.ema_decay is not None and not (_is_number(config.ema_decay) and 0 < config.ema_decay < 1):
         raise ConfigError(f"ema_decay is {config.ema_decay!r}; give a number between 0 and 1, or None")
     if config.optimizer.clip_norm is not None and not _is_number(config.optimizer.clip_norm):
@@ -194,8 +208,8 @@ def _like(name: str, value: Any, default: Any) -> None:
     elif isinstance(default, int):
         _whole(name, value, 0)
     elif isinstance(default, float):
-        if not _is_number(value) or value < 0:
-            raise ConfigError(f"{name} is {value!r}; give a finite number from 0")
+        if not _is_number(value) or value < 0 <= default:
+            raise ConfigError(f"{name} is {value!r}; give a finite number{' from 0' if default >= 0 else ''}")
     elif not isinstance(value, type(default)):
         raise ConfigError(f"{name} is {value!r}; give a {type(default).__name__}")
 

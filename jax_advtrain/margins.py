@@ -1,7 +1,8 @@
-"""IMA's per-sample margins ("per-sample epsilon"): their update at a sample's visit, and their equilibrium.
+"""Per-sample margins ("per-sample epsilon"): their updates at a sample's visit, one a method, and their equilibrium.
 
-Margins are rows of the training state's `sample_state`, one a slot of the training set, in pixel units of [0, 1].
-A sample is visited once an epoch, so updating it at its visit equals the reference's update at the epoch's end.
+`update` is IMA's, and serves AME and MMA with other numbers; `adapted` is IAAT's. Margins are rows of the training
+state's `sample_state`, one a slot of the training set, in pixel units of [0, 1]. A sample is visited once an epoch, so
+updating it at its visit equals the reference's update at the epoch's end.
 """
 
 from collections.abc import Sequence
@@ -38,6 +39,40 @@ def update(
     """
     moved = jnp.where(hits == 0, margin + delta, estimate)
     return jnp.clip(jnp.where(right, moved, margin), 0, ceiling)
+
+
+def discounted_expansion(
+    margin: Float[Array, "batch"], delta: jax.typing.ArrayLike, steepness: Float[Array, "batch"]
+) -> Float[Array, "batch"]:
+    """By what AME expands a margin in place of `delta`: delta 0.9^floor(margin / delta) / (1 + steepness).
+
+    `steepness` is the largest absolute pixel gradient of the loss at the attacked image, 0 for samples that do not
+    enter the adversarial loss. Nothing else bounds AME's margins.
+    """
+    # A margin of whole deltas, as sums of them are, must not fall below its number by rounding.
+    visits = jnp.floor(margin / delta + 1e-4)
+    return jnp.asarray(delta * 0.9**visits / (1 + steepness))
+
+
+def adapted(
+    margin: Float[Array, "batch"],
+    survives_larger: Bool[Array, "batch"],
+    survives: Bool[Array, "batch"],
+    *,
+    step: jax.typing.ArrayLike,
+    smoothing: jax.typing.ArrayLike,
+    floor: jax.typing.ArrayLike,
+    ceiling: jax.typing.ArrayLike,
+) -> Float[Array, "batch"]:
+    """One visit of IAAT (Balaji et al. 2019, arXiv 1910.08051, algorithm 2).
+
+    A sample that survives the attack of radius margin + `step` aims at min(margin + step, ceiling); one that survives
+    that of its margin alone stays; one that survives neither aims at max(margin - step, floor). The margin moves the
+    part `smoothing` of the way.
+    """
+    aim = jnp.where(survives, margin, jnp.maximum(margin - step, floor))
+    aim = jnp.where(survives_larger, jnp.minimum(margin + step, ceiling), aim)
+    return jnp.asarray((1 - smoothing) * margin + smoothing * aim)
 
 
 def visit_metrics(

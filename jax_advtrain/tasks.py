@@ -5,9 +5,11 @@ serve every task.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jax_advtrain.attacks import losses
 
@@ -39,3 +41,21 @@ BINARY = Task("binary", losses.binary_cross_entropy, losses.is_right, losses.cla
 def for_outputs(num_outputs: int) -> Task:
     """Classification for two or more logits, one-logit binary classification for one."""
     return BINARY if num_outputs == 1 else CLASSIFICATION
+
+
+def smoothed(task: Task, smoothing: float) -> Task:
+    """The task with label smoothing in its training loss; it is right, and attacked, as before.
+
+    The loss is that of targets (1 - smoothing) one-hot + smoothing / classes (Szegedy et al. 2016).
+
+    Raises:
+      ValueError: smoothing outside [0, 1).
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"label_smoothing is {smoothing}; give a number from 0, and below 1")
+    return task._replace(loss=partial(_smoothed, smoothing, task.loss)) if smoothing else task
+
+
+def _smoothed(smoothing: float, loss: Callable, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    uniform = -jnp.mean(jax.nn.log_softmax(losses.class_logits(outputs), axis=-1), axis=-1)
+    return (1 - smoothing) * loss(outputs, labels) + smoothing * uniform

@@ -9,6 +9,7 @@ import pytest
 from jax_advtrain import config as configs
 from jax_advtrain.config import base
 from jax_advtrain.config_check import validate
+from jax_advtrain.defenses import DEFENSES
 from jax_advtrain.errors import ConfigError
 
 NAN = float("nan")
@@ -27,7 +28,7 @@ def changed(changes: dict, defense: str = "ima", model: str = "small_cnn") -> ml
     return config
 
 
-@pytest.mark.parametrize("defense", ["ima", "pgd_at", "standard"])
+@pytest.mark.parametrize("defense", DEFENSES)
 @pytest.mark.parametrize("model", ["small_cnn", "mlp"])
 def test_defaults_are_valid(defense, model):
     validate(changed({}, defense, model), 1)
@@ -50,6 +51,16 @@ def test_defaults_are_valid(defense, model):
         ({"ema_decay": 1.5}, "ema_decay is 1.5; give a number between 0 and 1, or None"),
         ({"ema_decay": "0.9"}, "ema_decay is '0.9'"),
         ({"ema_decay": NAN}, "ema_decay is nan"),
+        ({"accumulate": 3}, "accumulate is 3; it must divide batch_size / num_shards = 16"),
+        ({"accumulate": 0}, "accumulate is 0; give a whole number from 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0; give a number from 0, and below 1"),
+        ({"label_smoothing": "0.1"}, "label_smoothing is '0.1'"),
+        ({"patience": 0}, "patience is 0; give a whole number from 1"),
+        ({"patience": 2, "monitor.every": 3}, "patience is 2, monitor.every 3: give a patience of at least as many"),
+        ({"optimizer.decay_kernels_only": 1}, "optimizer.decay_kernels_only is 1; give True or False"),
+        ({"optimizer.schedule": "cyclical"}, "(did you mean 'cyclic'?)"),
+        ({"optimizer.schedule": "cyclic", "optimizer.peak": -0.1}, "optimizer.peak is -0.1"),
+        ({"defense.awp_gamma": 0.01}, "weight perturbation combines with pgd_at, trades, mart"),
         ({"model.name": "small_cn"}, "model.name 'small_cn' is not known (did you mean 'small_cnn'?)"),
         ({"model.chanels": (3,)}, "field 'chanels' is not known (did you mean 'channels'?)"),
         ({"defense.name": "imaa"}, "defense: defense 'imaa' is not known (did you mean 'ima'?)"),
@@ -121,6 +132,29 @@ def test_bad_values(changes, expected):
         validate(changed(changes), 1)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_bad_values_of_other_defenses():
+    for defense, changes, expected in (
+        ("trades", {"defense.beta": -1.0}, "defense.beta is -1.0; give a finite number from 0"),
+        ("trades", {"defense.sigma": 0.0}, "sigma is 0.0"),
+        ("mart", {"label_smoothing": 0.1}, "label_smoothing does not reach defense 'mart'"),
+        ("fat", {"defense.tau_epochs": (3, -1)}, "tau_epochs holds"),
+        ("fat", {"defense.tau_epochs": 3}, "defense.tau_epochs is 3; give a tuple"),
+        ("gairat", {"defense.shift": "left"}, "defense.shift is 'left'; give a finite number"),
+        ("fast_at", {"defense.num_steps": 5}, "this method takes 1 step"),
+        ("iaat", {"defense.eps_start": 0.5}, "eps_min, eps_start, eps_max are (0.0, 0.5, 0.3)"),
+        ("iaat", {"defense.smoothing": 1.5}, "smoothing is 1.5; give a number from 0 to 1"),
+        ("mma", {"defense.eps_start": 0.5}, "eps_start must not exceed d_max"),
+        ("mma", {"defense.clean_weight": 2.0}, "clean_weight is 2.0; give a number from 0 to 1"),
+        ("ame", {"defense.delta": 0.0}, "delta is 0.0"),
+        ("ame", {"defense.eps_max": 0.3}, "'eps_max' is not known"),
+        ("pgd_at", {"defense.awp_gamma": -0.1}, "defense.awp_gamma is -0.1"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            validate(changed(changes, defense), 1)
+        assert expected in str(caught.value) and "\n" not in str(caught.value)
+    validate(changed({"defense.shift": -2.0}, "gairat"), 1)
 
 
 def test_devices_must_divide_shards():

@@ -171,3 +171,24 @@ def test_margins_that_swing_about_the_boundary_are_at_equilibrium_and_not_settle
 def test_margins_that_all_reached_the_ceiling_are_at_rest():
     line = line_of([CEILING] * 4, [CEILING] * 4)
     assert (line["at_ceiling"], line["abs_change"], line["growth"]) == (1.0, 0.0, 0.0)
+
+
+def test_iaat_moves_part_of_the_way_to_what_was_survived():
+    """By hand: step 0.1, smoothing 0.25, from 0.05 to 0.4."""
+    margin = jnp.array([0.2, 0.2, 0.2, 0.35, 0.1, 0.2])
+    larger = jnp.array([True, False, False, True, False, True])
+    own = jnp.array([True, True, False, True, False, False])  # the last survives the larger attack alone
+    moved = margins.adapted(margin, larger, own, step=0.1, smoothing=0.25, floor=0.05, ceiling=0.4)
+    np.testing.assert_allclose(moved, [0.225, 0.2, 0.175, 0.3625, 0.0875, 0.225], rtol=1e-6)
+
+
+def test_ame_expands_less_the_larger_the_margin_and_the_steeper_the_loss():
+    """By hand: delta 0.1."""
+    margin = jnp.array([0.0, 0.05, 0.1, 0.25, 0.3, 0.1])
+    steepness = jnp.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    found = margins.discounted_expansion(margin, 0.1, steepness)
+    np.testing.assert_allclose(found, [0.1, 0.1, 0.09, 0.081, 0.0729, 0.045], rtol=1e-5)
+    # A margin that is a sum of deltas counts as so many, however it was rounded.
+    summed = jnp.cumsum(jnp.full(20, 0.03))
+    whole = margins.discounted_expansion(summed, 0.03, jnp.zeros(20)) / 0.03
+    np.testing.assert_allclose(whole, 0.9 ** np.arange(1, 21), rtol=1e-4)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jax_advtrain.config_check import validate
+from jax_advtrain.defenses import DEFENSES
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -24,7 +25,7 @@ def test_it_is_valid_and_says_what_it_is(file):
     config = module.get_config()
     validate(config, 1)
     assert module.__doc__ and config.data.name in ("digits", "moons", *_names_of(file))
-    assert config.defense.name in {"ima", "pgd_at", "standard"}
+    assert config.defense.name in DEFENSES
 
 
 def _names_of(file: Path) -> tuple[str, ...]:
@@ -35,5 +36,6 @@ def _names_of(file: Path) -> tuple[str, ...]:
 
 def test_each_set_has_both_methods():
     stems = {file.stem for file in FILES}
+    assert {f"mnist_{method}" for method in DEFENSES} <= stems
     for name in ("mnist", "cifar10", "cifar100", "svhn", "stl10", "imagenet"):
         assert {f"{name}_ima", f"{name}_pgd_at"} <= stems

@@ -29,7 +29,9 @@ from jax_advtrain.attacks.losses import class_logits as class_logits
 from jax_advtrain.attacks.losses import classification_margin as classification_margin
 from jax_advtrain.attacks.losses import cross_entropy as cross_entropy
 from jax_advtrain.attacks.losses import difference_of_logits_ratio as difference_of_logits_ratio
+from jax_advtrain.attacks.losses import divergence_from as divergence_from
 from jax_advtrain.attacks.losses import is_right as is_right
+from jax_advtrain.attacks.losses import kl_divergence as kl_divergence
 from jax_advtrain.attacks.losses import logit_margin as logit_margin
 from jax_advtrain.attacks.losses import predict as predict
 from jax_advtrain.attacks.losses import soft_logit_margin as soft_logit_margin

@@ -132,6 +132,18 @@ def class_logits(outputs: Float[Array, "batch *classes"]) -> Float[Array, "batch
     return jnp.stack([jnp.zeros_like(outputs), outputs], axis=-1) if outputs.ndim == 1 else outputs
 
 
+def kl_divergence(
+    outputs: Float[Array, "batch *classes"], reference: Float[Array, "batch *classes"]
+) -> Float[Array, "batch"]:
+    """KL(softmax(reference) || softmax(outputs)) from logits; of one-logit models that of their two classes.
+
+    Written with logarithms of softmaxes alone, so that neither it nor its gradient is NaN where a probability
+    underflows to 0 (p log p by itself gives 0 * -inf there). Differentiable with respect to both.
+    """
+    log_p, log_q = (jax.nn.log_softmax(class_logits(logits), axis=-1) for logits in (reference, outputs))
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
 def classification_margin(logits: Float[Array, "batch *classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
     """The logit margin of either kind of classifier; orders attacked images by how wrong they are."""
     return binary_logit_margin(logits, labels) if logits.ndim == 1 else logit_margin(logits, labels)
@@ -152,31 +164,46 @@ _TARGETED: dict[LossFunction, Callable[..., jax.Array]] = {
 }
 
 
-@partial(register_dataclass, data_fields=["temperature"], meta_fields=["function", "per_class"])
+@partial(register_dataclass, data_fields=["temperature", "reference"], meta_fields=["function", "per_class"])
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A loss as an attack holds it: the function is static, the temperature is a leaf and may be traced.
+    """A loss as an attack holds it: the function is static, the numbers are leaves and may be traced.
 
     Attributes:
-      function: (outputs, labels) -> (batch,).
+      function: (outputs, labels) -> (batch,); (outputs, reference) -> (batch,) where there is a reference.
       temperature: None, or what the logits are divided by: a scalar, one a sample (batch,), or one a class.
       per_class: whether `temperature` holds one number a class, looked up by the true label.
+      reference: None, or what the outputs are compared with in place of the labels, one row a sample.
     """
 
     function: LossFunction
     temperature: jax.typing.ArrayLike | None = None
     per_class: bool = False
+    reference: jax.Array | None = None
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """The loss of logits / temperature.
 
         Raises:
-          ValueError: temperatures neither a scalar nor one a sample, or with `per_class` not one a class.
+          ValueError: temperatures neither a scalar nor one a sample, or with `per_class` not one a class; outputs
+            unlike the reference.
         """
-        return self.function(self._tempered(logits, labels), labels)
+        if self.reference is None:
+            return self.function(self._tempered(logits, labels), labels)
+        if self.reference.shape != logits.shape:
+            raise ValueError(f"outputs of shape {logits.shape} for a reference of shape {self.reference.shape}")
+        return self.function(logits, self.reference)
 
     def ascended(self, logits: jax.Array, labels: jax.Array, targets: jax.Array | None) -> jax.Array:
-        """What an attack ascends: the loss, or where there are targets what leads to these. `labels` are the truth."""
+        """What an attack ascends: the loss, or where there are targets what leads to these. `labels` are the truth.
+
+        Raises:
+          ValueError: as the call; targets beside a reference.
+        """
+        if self.reference is not None:
+            if targets is not None:
+                raise ValueError("a loss that compares with reference outputs knows no targets; leave them out")
+            return self(logits, labels)
         logits = self._tempered(logits, labels)
         if targets is None:
             return self.function(logits, labels)
@@ -223,13 +250,13 @@ def with_temperature(
     """The loss of logits / temperature: Temperature-PGD (Tian et al. 2021) is PGD on this.
 
     Args:
-      loss: a name, a function, or a `Loss` without a temperature.
+      loss: a name, a function, or a `Loss` without a temperature or a reference.
       temperature: positive; a scalar, one a sample, or with `per_class` one a class. Below 1 it sharpens the
         softmax, which restores gradients where a regularised model is flat. It is part of the attack only.
       per_class: look the temperature up by the true label.
 
     Raises:
-      ValueError: a concrete temperature that is not positive and finite, or a loss that has one already.
+      ValueError: a concrete temperature that is not positive and finite, or a loss that has one, or a reference.
 
     Example:
       >>> logits, labels = jnp.array([[1.0, 0.0]]), jnp.array([0])
@@ -239,5 +266,24 @@ def with_temperature(
     loss = as_loss(loss)
     if loss.temperature is not None:
         raise ValueError("the loss has a temperature already; give with_temperature one without")
+    if loss.reference is not None:
+        raise ValueError("a loss that compares with reference outputs takes no temperature; divide the logits yourself")
     check_number("temperature", temperature, positive=True)
     return Loss(loss.function, temperature, per_class)
+
+
+def divergence_from(reference: Float[Array, "batch *classes"]) -> Loss:
+    """KL(reference || outputs), both logits: what TRADES ascends, with the clean logits as reference.
+
+    The reference is a leaf: logits of another batch or checkpoint compile nothing. It holds one row a sample of the
+    batch that is attacked, so the loss serves no driver that moves samples between batches (an active set).
+
+    Example:
+      >>> clean = jnp.array([[2.0, 0.0]])
+      >>> divergence_from(clean)(clean, jnp.array([0])).item()
+      0.0
+
+    References:
+      Zhang et al., Theoretically principled trade-off between robustness and accuracy, ICML 2019.
+    """
+    return Loss(kl_divergence, reference=reference)

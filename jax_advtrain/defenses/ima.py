@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax_advtrain import attacks, margins
 from jax_advtrain.attacks import norms
 from jax_advtrain.attacks.boundary import Placement
+from jax_advtrain.attacks.protocol import check_number
+from jax_advtrain.defenses.base import Method, check_share
 from jax_advtrain.defenses.protocol import Batch, DefenseLoss, Model, Rows, attack_logits_fn
 from jax_advtrain.tasks import CLASSIFICATION
 
@@ -19,7 +21,7 @@ SMALLEST_START = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class IMA:
+class IMA(Method):
     """IMA for classification; the defaults are those of the published classification runs.
 
     Attributes:
@@ -59,12 +61,12 @@ class IMA:
     compact: bool = True
 
     def __post_init__(self):
-        if not (math.isfinite(self.delta) and self.delta > 0):
-            raise ValueError(f"delta is {self.delta}; give a finite number above 0")
-        if not (math.isfinite(self.eps_max) and self.delta <= self.eps_max):
+        check_number("delta", self.delta, positive=True)
+        if all(isinstance(number, int | float) for number in (self.delta, self.eps_max)) and not (
+            math.isfinite(self.eps_max) and self.delta <= self.eps_max
+        ):
             raise ValueError(f"delta is {self.delta} and eps_max {self.eps_max}; delta must not exceed eps_max")
-        if not 0 <= self.beta <= 1:
-            raise ValueError(f"beta is {self.beta}; give a number from 0 to 1")
+        check_share("beta", self.beta)
         if self.beta_position not in (0, 1, 2, 3):
             raise ValueError(f"beta_position is {self.beta_position}; give 0, 1, 2 or 3")
         self._attack(None)
@@ -93,9 +95,6 @@ class IMA:
 
     def init_rows(self, num_slots: int) -> Rows:
         return {"margin": jnp.full(num_slots, self.delta)}
-
-    def init_method_state(self, num_classes: int) -> Any:
-        return {}
 
     def _start(self, batch: Batch, margin: jax.Array) -> jax.Array:
         """The reference's random start: the box, clipped to the ball, then to [0, 1]."""

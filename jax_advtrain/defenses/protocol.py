@@ -3,12 +3,16 @@
 It has two halves. `craft` attacks, with the weights held fixed, and nothing is differentiated through it. `loss` turns
 what was crafted into one loss a sample, and is differentiated with respect to the weights. Kept apart, the crafted
 images can be used at other weights too (weight perturbation), and no attack step ever enters the gradient's memory.
+
+The numbers of a method (epsilon, beta, delta, eps_max ...) may be arrays, one a sample, inside `craft` and `loss`: a
+method made from another gives each sample its own by `dataclasses.replace(other, epsilon=of_class[batch.labels])`.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_advtrain.tasks import Task
@@ -25,7 +29,8 @@ class Batch(NamedTuple):
       keys: one a sample, from (seed, epoch, sample id).
       valid: whether the row holds a sample.
       epoch: the present epoch, from 0.
-      unit_start: None, or noise in [-1, 1] from which random starts are made, in place of draws from `keys`.
+      unit_start: None, or noise in [-1, 1] from which random starts are made, in place of draws from `keys` (of
+        methods that start from Gaussian noise: that noise).
     """
 
     images: Float[Array, "batch *image"]
@@ -54,17 +59,62 @@ class Model(NamedTuple):
 
 
 class DefenseLoss(NamedTuple):
-    """What `loss` gives: one loss a sample, the new rows, the moved BatchNorm averages, and numbers a sample whose
-    means over the epoch are logged."""
+    """What `loss` gives.
+
+    Attributes:
+      losses: one a sample.
+      rows: the new per-sample state.
+      batch_stats: the moved BatchNorm averages.
+      metrics: numbers a sample whose means over the epoch are logged.
+      weights: None, or constants w from 0, one a sample: what is descended is then sum(w losses) / sum(w) over the
+        whole batch, wherever its samples lie, in place of the plain mean.
+    """
 
     losses: Float[Array, "batch"]
     rows: Rows
     batch_stats: Any
     metrics: Mapping[str, Float[Array, "batch"]]
+    weights: Float[Array, "batch"] | None = None
+
+
+class HeldOut(NamedTuple):
+    """How the model did on held-out samples after an epoch, class by class; plain numbers, alike in every process.
+
+    Attributes:
+      epoch: how many epochs are done, from 1.
+      clean_count, clean_right: (classes,) samples of each class, and those that are right.
+      robust_count, robust_right: the same of the part that was attacked.
+    """
+
+    epoch: int
+    clean_count: np.ndarray
+    clean_right: np.ndarray
+    robust_count: np.ndarray
+    robust_right: np.ndarray
+
+    @property
+    def clean_accuracy(self) -> np.ndarray:
+        """(classes,) shares; NaN where a class has no sample."""
+        return _share(self.clean_right, self.clean_count)
+
+    @property
+    def robust_accuracy(self) -> np.ndarray:
+        """(classes,) shares; NaN where a class has no attacked sample."""
+        return _share(self.robust_right, self.robust_count)
+
+
+def _share(right: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.where(count > 0, right / np.maximum(count, 1), np.nan)
 
 
 class Defense(Protocol):
-    """A training method: a frozen dataclass of plain values with these functions."""
+    """A training method: a frozen dataclass of plain values with these functions (`base.Method` has defaults).
+
+    A method may also have `epoch_end(method_state, held_out: HeldOut) -> method_state`, called after each epoch in
+    which the monitor ran, before that epoch's checkpoints. It gets and gives numpy arrays, of the same structure and
+    shapes. It needs validation data, and says by being there that it does. In a run of several processes each calls
+    it with the same numbers, so it may hang on nothing else.
+    """
 
     def init_rows(self, num_slots: int) -> Rows:
         """Per-sample state, one row a slot of the training set; {} where the method has none."""
@@ -75,7 +125,7 @@ class Defense(Protocol):
         ...
 
     def craft(self, model: Model, batch: Batch, rows: Rows, method_state: Any) -> Any:
-        """Attacks the batch; what comes back is handed to `loss`, as constants."""
+        """Attacks the batch; what comes back is handed to `loss`, as constants that lead with the batch axis."""
         ...
 
     def loss(

@@ -5,18 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jax_advtrain.defenses.base import Method
 from jax_advtrain.defenses.protocol import Batch, DefenseLoss, Model, Rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Standard:
+class Standard(Method):
     """No attack at all; what every defense is compared with."""
-
-    def init_rows(self, num_slots: int) -> Rows:
-        return {}
-
-    def init_method_state(self, num_classes: int) -> Any:
-        return {}
 
     def craft(self, model: Model, batch: Batch, rows: Rows, method_state: Any) -> None:
         return None
@@ -28,7 +23,3 @@ class Standard:
         right = model.task.is_right(outputs, batch.labels)
         metrics = {"clean_accuracy": right.astype(jnp.float32)}
         return DefenseLoss(model.task.loss(outputs, batch.labels), rows, batch_stats, metrics)
-
-    @property
-    def margin_settings(self) -> None:
-        return None

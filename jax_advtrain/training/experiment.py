@@ -57,7 +57,7 @@ class Experiment(NamedTuple):
 
     @property
     def is_binary(self) -> bool:
-        return self.recipe.task is tasks.BINARY
+        return self.recipe.task.name == tasks.BINARY.name
 
 
 def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
@@ -89,14 +89,19 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
     visits = Visits(layout, config.batch_size, config.seed)
     recipe = Recipe(
         graphdef=network.graphdef,
-        task=tasks.for_outputs(outputs),
+        task=tasks.smoothed(tasks.for_outputs(outputs), config.label_smoothing),
         defense=defenses.from_config(config.defense),
         optimizer=optim.build(config.optimizer, steps_per_epoch=visits.steps_per_epoch, epochs=config.epochs),
         num_shards=config.num_shards,
         seed=config.seed,
         augment=data.augment.build(tuple(config.data.augment)) if config.data.augment else None,
         ema_decay=config.ema_decay,
+        accumulate=config.accumulate,
     )
+    if hasattr(recipe.defense, "epoch_end") and not len(splits.validation):
+        raise ValueError(f"defense {config.defense['name']!r} needs validation data; set data.validation_size")
+    if config.patience is not None and not len(splits.validation):
+        raise ValueError("patience needs validation data; set data.validation_size, or patience to None")
     example = feed.example(mesh, train, visits(0))
     template = init_state(
         recipe,

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jax_advtrain import margins
+from jax_advtrain.defenses import HeldOut
 from jax_advtrain.devices import AXIS, spread
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import suite
@@ -25,8 +26,8 @@ from jax_advtrain.training import feed, workdir
 from jax_advtrain.training.checkpoints import BEST, LAST, Checkpoints, Saved
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
-from jax_advtrain.training.monitor import monitor, monitored_radius
-from jax_advtrain.training.state import TrainState, shardings
+from jax_advtrain.training.monitor import merit, monitor, monitored_radius, stops_early, summary
+from jax_advtrain.training.state import TrainState, epoch_ended, shardings
 from jax_advtrain.training.step import make_step, means
 
 # Steps that may be under way at once: enough to keep a device busy, few enough that batches do not pile up.
@@ -78,7 +79,7 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
             "give another --workdir"
         )
     lines = workdir.cut_metrics(folder, step_number)
-    if step_number >= experiment.total_steps:
+    if step_number >= experiment.total_steps or stops_early(lines, config.patience):
         return state
     step = make_step(experiment.recipe, mesh, state, experiment.example)
     count_margins = _margin_counter(experiment)
@@ -130,11 +131,15 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
             is_last = number + 1 == experiment.epochs
             is_best = False
             if len(experiment.splits.validation) and ((number + 1) % config.monitor.every == 0 or is_last):
-                line["validation"] = _monitored(experiment, config, state)
-                is_best = _merit(line) > max((_merit(one) for one in lines), default=(-1.0, -1.0))
+                line["validation"], held_out = _monitored(experiment, config, state)
+                is_best = merit(line) > max((merit(one) for one in lines), default=(-1.0, -1.0))
+                state = epoch_ended(experiment.recipe.defense, mesh, state, held_out)
             state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
             workdir.append_metrics(folder, line)
             lines.append(line)
+            if not is_last and stops_early(lines, config.patience):
+                display.say(f"no epoch of the last {config.patience} was the best: training ends here (patience)")
+                is_last = True
             if is_best:
                 checkpoints.save(BEST, state, saved._replace(epoch=number + 1))
                 # The best first: a kill after the last one is whole would leave an epoch that is never the best again.
@@ -145,6 +150,8 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
             if stop.is_set():
                 checkpoints.wait()
                 raise Stopped(f"stopped after epoch {number + 1} and saved; the same command resumes")
+            if is_last:
+                break
         checkpoints.wait()
     return state
 
@@ -185,12 +192,6 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> str:
     )
 
 
-def _merit(line: dict[str, Any]) -> tuple[float, float]:
-    """What makes a checkpoint the best: robust accuracy on validation, then clean accuracy."""
-    found = line.get("validation")
-    return (-1.0, -1.0) if found is None else (found["robust_accuracy"], found["clean_accuracy"])
-
-
 def _finite(loss: jax.Array, checkpoints: Checkpoints, number: int, step_number: int) -> float:
     """The loss of a step, as a float. Weights whose very first loss is not finite are no good checkpoint."""
     value = float(loss)
@@ -202,7 +203,7 @@ def _finite(loss: jax.Array, checkpoints: Checkpoints, number: int, step_number:
     return value
 
 
-def _monitored(experiment: Experiment, config: Any, state: TrainState) -> dict[str, Any]:
+def _monitored(experiment: Experiment, config: Any, state: TrainState) -> tuple[dict[str, Any], HeldOut]:
     norm, epsilon = monitored_radius(config)
     found = monitor(
         experiment.logits_fn(state),
@@ -214,8 +215,9 @@ def _monitored(experiment: Experiment, config: Any, state: TrainState) -> dict[s
         epsilon=epsilon,
         seed=config.seed,
         batch_size=config.eval.batch_size,
+        epoch=int(state.step) // experiment.steps_per_epoch,
     )
-    return {**found._asdict(), "norm": norm, "epsilon": epsilon}
+    return {**summary(found), "norm": norm, "epsilon": epsilon}, found
 
 
 def _margin_counter(experiment: Experiment) -> Callable[[jax.Array, float], margins.MarginCounts]:

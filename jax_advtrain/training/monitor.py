@@ -1,22 +1,18 @@
-"""How robust the model is while it trains: a few attacks on a fixed part of the validation set, each epoch."""
+"""How robust the model is while it trains: a few attacks on a fixed part of the validation set, each epoch; and what
+follows from it: class by class for the method's end of an epoch, and when training stops early."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jax_advtrain.data import Dataset
+from jax_advtrain.defenses import HeldOut
 from jax_advtrain.evaluation.attack_dataset import attack_dataset, first, name_seed
 from jax_advtrain.evaluation.suite import Member
-
-
-class Monitored(NamedTuple):
-    """Clean accuracy of the whole validation set; robust accuracy of the monitored part of it."""
-
-    clean_accuracy: float
-    robust_accuracy: float
 
 
 def monitor(
@@ -30,12 +26,14 @@ def monitor(
     epsilon: float,
     seed: int,
     batch_size: int = 256,
-) -> Monitored:
+    epoch: int = 0,
+) -> HeldOut:
     """A sample counts as robust if it is right clean and under every member; its randomness is the same each epoch.
 
     Args:
       data: the validation set; the first `num_samples` are attacked.
       norm, epsilon: of all members, in pixel units of [0, 1].
+      epoch: how many epochs are done.
     """
     clean = attack_dataset(None, logits_fn, data, mesh, batch_size=batch_size)
     part = first(data, num_samples)
@@ -52,7 +50,47 @@ def monitor(
             batch_size=batch_size,
         )
         robust = robust & found.is_right
-    return Monitored(float(np.mean(clean.is_right)), float(np.mean(robust)))
+    by_class = partial(_by_class, num_classes=data.num_classes)
+    return HeldOut(epoch, *by_class(data.labels, clean.is_right), *by_class(part.labels, robust))
+
+
+def _by_class(labels: np.ndarray, right: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many samples each class has, and how many of them are right."""
+    return np.bincount(labels, minlength=num_classes), np.bincount(labels[right], minlength=num_classes)
+
+
+def summary(found: HeldOut) -> dict[str, Any]:
+    """The part of an epoch's log line: accuracies, and the counts of each class."""
+
+    def counts(count, right):
+        return {"n": count.tolist(), "correct": right.tolist()}
+
+    return {
+        "clean_accuracy": float(found.clean_right.sum() / found.clean_count.sum()),
+        "robust_accuracy": float(found.robust_right.sum() / found.robust_count.sum()),
+        "per_class": {
+            "clean": counts(found.clean_count, found.clean_right),
+            "robust": counts(found.robust_count, found.robust_right),
+        },
+    }
+
+
+def merit(line: Mapping[str, Any]) -> tuple[float, float]:
+    """What makes a checkpoint the best: robust accuracy on validation, then clean accuracy."""
+    found = line.get("validation")
+    return (-1.0, -1.0) if found is None else (found["robust_accuracy"], found["clean_accuracy"])
+
+
+def stops_early(lines: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
+    """Whether training is over before its last epoch: the best of the monitored epochs is `patience` epochs past.
+
+    A pure function of the log, so that a run that was stopped by it is complete whenever one looks.
+    """
+    monitored = [line for line in lines if "validation" in line]
+    if patience is None or not monitored:
+        return False
+    best = max(monitored, key=merit)
+    return lines[-1]["epoch"] - best["epoch"] >= patience
 
 
 def monitored_radius(config: Any) -> tuple[str, float]:

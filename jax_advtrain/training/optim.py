@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
 
 from jax_advtrain.attacks.registry import unknown_name
@@ -16,21 +17,27 @@ DEFAULTS: dict[str, Any] = {
     "warmup_epochs": 0.0,
     "momentum": 0.9,
     "nesterov": False,
+    "peak": 0.5,
     "weight_decay": 0.0,
+    "decay_kernels_only": False,
     "clip_norm": None,
 }
 OPTIMIZERS = ("adam", "sgd")
-SCHEDULES = ("constant", "piecewise", "cosine")
+SCHEDULES = ("constant", "piecewise", "cosine", "cyclic")
+# Their rate at every step depends on where training ends.
+UNTIL_THE_END = ("cosine", "cyclic")
 
 
 def schedule(config: Mapping[str, Any], *, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     """Learning rate by step.
 
-    "piecewise" takes `values[i]` from epoch `boundaries[i]` on; "cosine" falls to 0 at the last epoch. `warmup_epochs`
-    rises linearly from 0 before either.
+    "piecewise" takes `values[i]` from epoch `boundaries[i]` on; "cosine" falls to 0 at the last epoch; "cyclic" is one
+    triangle: it rises from 0 to learning_rate over the part `peak` of all steps and falls to 0 at the last (fast AT's).
+    `warmup_epochs` rises linearly from 0 before any but the last.
 
     Raises:
-      ValueError: an unknown schedule, boundaries and values of different lengths.
+      ValueError: an unknown schedule, boundaries and values of different lengths, a peak outside [0, 1], a warm-up of
+        "cyclic".
     """
     rate, warmup = float(config["learning_rate"]), int(config["warmup_epochs"] * steps_per_epoch)
     kind = config["schedule"]
@@ -46,6 +53,18 @@ def schedule(config: Mapping[str, Any], *, steps_per_epoch: int, epochs: int) ->
         main = optax.join_schedules([optax.constant_schedule(value) for value in (rate, *values)], starts)
     elif kind == "cosine":
         main = optax.cosine_decay_schedule(rate, max(1, epochs * steps_per_epoch - warmup))
+    elif kind == "cyclic":
+        if not 0 <= config["peak"] <= 1:
+            raise ValueError(
+                f"optimizer.peak is {config['peak']}; give the part of all steps where the rate is largest"
+            )
+        if config["warmup_epochs"]:
+            raise ValueError(
+                "optimizer.warmup_epochs: the schedule cyclic rises by itself; give 0, and set optimizer.peak"
+            )
+        top = round(config["peak"] * epochs * steps_per_epoch)
+        rise, fall = optax.linear_schedule(0.0, rate, max(1, top)), epochs * steps_per_epoch - top
+        return optax.join_schedules([rise, optax.linear_schedule(rate, 0.0, max(1, fall))], [top])
     else:
         main = optax.constant_schedule(rate)
     if warmup and kind == "cosine":
@@ -59,7 +78,8 @@ def schedule(config: Mapping[str, Any], *, steps_per_epoch: int, epochs: int) ->
 def build(config: Mapping[str, Any], *, steps_per_epoch: int, epochs: int) -> optax.GradientTransformation:
     """The optimizer: clipping, weight decay, adam or sgd, the schedule.
 
-    Weight decay is added to the gradient for sgd (as in PyTorch) and decoupled for adam (adamw).
+    Weight decay is added to the gradient for sgd (as in PyTorch) and decoupled for adam (adamw). With
+    `decay_kernels_only` it leaves out biases and the scales of normalisation: arrays of one dimension.
 
     Raises:
       ValueError: an unknown name or field, or a value out of range.
@@ -70,6 +90,7 @@ def build(config: Mapping[str, Any], *, steps_per_epoch: int, epochs: int) -> op
         if not 0 <= config[name] < float("inf"):
             raise ValueError(f"optimizer.{name} is {config[name]}; give a finite number from 0")
     rate = schedule(config, steps_per_epoch=steps_per_epoch, epochs=epochs)
+    mask = _kernels if config["decay_kernels_only"] else None
     parts = []
     if config["clip_norm"] is not None:
         if not config["clip_norm"] > 0:
@@ -77,9 +98,14 @@ def build(config: Mapping[str, Any], *, steps_per_epoch: int, epochs: int) -> op
         parts.append(optax.clip_by_global_norm(config["clip_norm"]))
     if config["name"] == "adam":
         decay = config["weight_decay"]
-        parts.append(optax.adamw(rate, weight_decay=decay) if decay else optax.adam(rate))
+        parts.append(optax.adamw(rate, weight_decay=decay, mask=mask) if decay else optax.adam(rate))
     else:
         if config["weight_decay"]:
-            parts.append(optax.add_decayed_weights(config["weight_decay"]))
+            parts.append(optax.add_decayed_weights(config["weight_decay"], mask=mask))
         parts.append(optax.sgd(rate, momentum=config["momentum"] or None, nesterov=config["nesterov"]))
     return optax.chain(*parts)
+
+
+def _kernels(params: Any) -> Any:
+    """Which weights are kernels: those of two dimensions or more."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

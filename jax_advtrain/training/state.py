@@ -4,10 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from jax_advtrain.defenses import Defense, HeldOut
 from jax_advtrain.devices import AXIS
 
 
@@ -53,3 +55,24 @@ def evaluated_params(state: TrainState) -> Any:
 def zero_sums(names: tuple[str, ...]) -> dict[str, Float[Array, ""]]:
     """The sums at the start of an epoch."""
     return {name: jnp.zeros((), jnp.float32) for name in ("count", *names)}
+
+
+def epoch_ended(defense: Defense, mesh: Mesh, state: TrainState, held_out: HeldOut) -> TrainState:
+    """The state with what the method makes of held-out accuracies, where it has an `epoch_end`; see `Defense`.
+
+    Raises:
+      ValueError: the hook gave another structure or other shapes. (Its numbers may be of another dtype.)
+    """
+    hook = getattr(defense, "epoch_end", None)
+    if hook is None:
+        return state
+    after = hook(jax.tree.map(np.array, state.method_state), held_out)
+    shapes = [jax.tree.map(np.shape, one) for one in (state.method_state, after)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"epoch_end gave a method_state of shapes {shapes[1]}; those before are {shapes[0]}")
+    places = shardings(mesh, state).method_state
+    return state._replace(
+        method_state=jax.tree.map(
+            lambda old, new, place: jax.device_put(np.asarray(new, old.dtype), place), state.method_state, after, places
+        )
+    )

@@ -2,7 +2,11 @@
 
 Each device holds some of the virtual shards: their slots of the per-sample state and, of every batch, the samples that
 live in them. Margins are looked up and written back without talking to another device; the gradient and the metrics
-are summed over all devices once a step.
+are summed over all devices once a step (with weight perturbation, twice).
+
+A step may work through its batch in parts, one after the other (`Recipe.accumulate`): their gradients are summed, so
+that what a step does is the same and its memory is that of a part. Only BatchNorm tells the difference: its statistics
+are those of the parts.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,15 +22,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
 from jax_advtrain.data import to_unit
-from jax_advtrain.defenses import Batch, Defense, Model
+from jax_advtrain.defenses import Batch, awp
 from jax_advtrain.devices import AXIS
-from jax_advtrain.models import functional
-from jax_advtrain.tasks import Task
+from jax_advtrain.training import gradient as gradients
 from jax_advtrain.training import state as states
+from jax_advtrain.training.gradient import model_at
+from jax_advtrain.training.recipe import Recipe
 from jax_advtrain.training.state import TrainState
-
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
-
 
 PADDING = np.iinfo(np.int32).max
 
@@ -49,28 +51,6 @@ class HostBatch(NamedTuple):
     unit_start: Array | None = None
 
 
-class Recipe(NamedTuple):
-    """What shapes the training program; all of it static.
-
-    Attributes:
-      graphdef: of the network.
-      task, defense, optimizer: what is asked, how a batch becomes a loss, how the weights move.
-      num_shards: virtual shards of the data; the number of devices divides it.
-      seed: of all randomness in training.
-      augment: (key a sample, images) -> images, on device.
-      ema_decay: None, or the decay of the averaged weights.
-    """
-
-    graphdef: Any
-    task: Task
-    defense: Defense
-    optimizer: optax.GradientTransformation
-    num_shards: int
-    seed: int
-    augment: Augment | None = None
-    ema_decay: float | None = None
-
-
 def init_state(
     recipe: Recipe, params: Any, batch_stats: Any, *, num_slots: int, num_classes: int, example: HostBatch
 ) -> TrainState:
@@ -80,12 +60,13 @@ def init_state(
     method_state = defense.init_method_state(num_classes)
     batch = jax.eval_shape(partial(_prepare, recipe, jnp.zeros((), jnp.int32)), example)
     few = {name: jax.ShapeDtypeStruct(batch.valid.shape, values.dtype) for name, values in rows.items()}
-    names = jax.eval_shape(
-        lambda params, batch, rows: _losses(recipe, 1, params, batch_stats, batch, rows, method_state).metrics,
-        params,
-        batch,
-        few,
-    )
+
+    def metrics(params, batch, rows):
+        model = model_at(recipe, 1, params, batch_stats, batch)
+        crafted = defense.craft(model, batch, rows, method_state)
+        return defense.loss(model, batch_stats, batch, crafted, rows, method_state).metrics
+
+    names = jax.eval_shape(metrics, params, batch, few)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -109,33 +90,6 @@ def _prepare(recipe: Recipe, epoch: jax.Array, host: HostBatch) -> Batch:
     return Batch(images, host.labels, split[:, 1], host.slots != PADDING, epoch, host.unit_start)
 
 
-def _losses(recipe: Recipe, groups: int, params, batch_stats, batch: Batch, rows, method_state, over_devices=None):
-    """Craft with fixed weights, then the differentiable half; `over_devices` is the mean of BatchNorm averages."""
-    apply = partial(functional.apply, recipe.graphdef)
-    fixed = jax.lax.stop_gradient(params)
-
-    def batch_logits(images):
-        logits, _ = apply(fixed, batch_stats, images, train=True, mask=batch.valid, groups=groups)
-        # Padding is normalised by the statistics of valid images; without this, its loss would steer their attack.
-        valid = batch.valid.reshape(-1, *(1,) * (logits.ndim - 1))
-        return jnp.where(valid, logits, jax.lax.stop_gradient(logits))
-
-    def forward(stats, images, mask):
-        outputs, stats = apply(params, stats, images, train=True, mask=mask, groups=groups)
-        # After each forward, for the next one starts from the averages of all shards, wherever they are.
-        return outputs, over_devices(jax.lax.stop_gradient(stats)) if over_devices and stats else stats
-
-    model = Model(
-        task=recipe.task,
-        logits_fn=functional.logits_fn(recipe.graphdef, fixed, batch_stats),
-        batch_logits_fn=batch_logits,
-        forward=forward,
-    )
-    defense = recipe.defense
-    crafted = jax.lax.stop_gradient(defense.craft(model, batch, rows, method_state))
-    return defense.loss(model, batch_stats, batch, crafted, rows, method_state)
-
-
 def make_step(
     recipe: Recipe, mesh: Mesh, state: TrainState, example: HostBatch
 ) -> Callable[[TrainState, HostBatch, jax.Array], tuple[TrainState, jax.Array]]:
@@ -147,15 +101,20 @@ def make_step(
       state, example: arrays of the shapes to come; their values do not matter.
 
     Raises:
-      ValueError: shards that the number of devices does not divide, a batch that the shards do not divide.
+      ValueError: shards that the number of devices does not divide, a batch that the shards, or whose rows of a shard
+        the parts, do not divide.
     """
     num_devices, num_shards = mesh.size, recipe.num_shards
     if num_shards % num_devices:
         raise ValueError(f"data.num_shards is {num_shards}; {num_devices} devices must divide it")
     if example.slots.shape[0] % num_shards:
         raise ValueError(f"batch size {example.slots.shape[0]} must be a multiple of data.num_shards {num_shards}")
+    if example.slots.shape[0] // num_shards % recipe.accumulate:
+        raise ValueError(
+            f"accumulate is {recipe.accumulate}; it must divide batch_size / num_shards = "
+            f"{example.slots.shape[0] // num_shards}"
+        )
     groups = num_shards // num_devices
-    over_devices = partial(jax.lax.pmean, axis_name=AXIS)
 
     def step(state: TrainState, host: HostBatch, epoch: jax.Array) -> tuple[TrainState, jax.Array]:
         num_rows = host.slots.shape[0]
@@ -168,22 +127,23 @@ def make_step(
             return jnp.where(batch.valid, shard * shard_size + host.slots, PADDING)
 
         rows = jax.tree.map(lambda values: values.at[index(values)].get(mode="clip"), state.sample_state)
-        count = jax.lax.psum(jnp.sum(batch.valid), AXIS)
-
-        def mean_loss(params):
-            found = _losses(recipe, groups, params, state.batch_stats, batch, rows, state.method_state, over_devices)
-            losses = jnp.where(batch.valid, found.losses, 0)
-            return jnp.sum(losses) / jnp.maximum(count, 1).astype(losses.dtype), (losses, found)
-
         # Replicated weights would have their gradient summed over devices by the transpose of their broadcast, leaf
-        # by leaf; marked as varying, the gradient stays local until the one reduction below.
+        # by leaf; marked as varying, the gradient stays local until the reduction below.
         local = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), state.params)
-        gradient, (losses, found) = jax.grad(mean_loss, has_aux=True)(local)
-        sums = {"count": jnp.sum(batch.valid), "loss": jnp.sum(losses)}
-        for name, values in found.metrics.items():
-            sums[name] = jnp.sum(jnp.where(batch.valid, values, 0))
-        sums = {name: value.astype(jnp.float32) for name, value in sums.items()}
-        gradient, sums = jax.lax.psum((gradient, sums), AXIS)
+        part = gradients.Part(batch, rows)
+        if recipe.accumulate > 1:
+            part = gradients.cut(part, groups, recipe.accumulate)
+        part = gradients.craft(recipe, groups, state, local, part)
+        gamma = awp.size(recipe.defense, epoch)
+        if gamma is not None:
+            slope = jax.lax.psum(gradients.sums(recipe, groups, state, local, part)[0].gradient, AXIS)
+            local = awp.moved(local, slope, gamma)
+        sums, batch_stats, rows = gradients.sums(recipe, groups, state, local, part)
+        sums = jax.lax.psum(sums, AXIS)
+        weight = jnp.where(sums.weight > 0, sums.weight, 1)
+        gradient = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), sums.gradient)
+        logged = sums.logged
+        logged["loss"] = logged["loss"] * logged["count"] / weight.astype(jnp.float32)
         updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged = state.averaged
@@ -192,18 +152,18 @@ def make_step(
         state = TrainState(
             step=state.step + 1,
             params=params,
-            batch_stats=found.batch_stats,
+            batch_stats=batch_stats,
             opt_state=opt_state,
             sample_state=jax.tree.map(
                 lambda values, new: values.at[index(values)].set(new.astype(values.dtype), mode="drop"),
                 state.sample_state,
-                dict(found.rows),
+                rows,
             ),
             method_state=state.method_state,
             averaged=averaged,
-            sums={name: state.sums[name] + sums[name] for name in state.sums},
+            sums={name: state.sums[name] + logged[name] for name in state.sums},
         )
-        return state, sums["loss"] / jnp.maximum(sums["count"], 1)
+        return state, logged["loss"] / jnp.maximum(logged["count"], 1)
 
     state_specs = states.specs(state)
     batch_specs = jax.tree.map(lambda _: P(AXIS), example)

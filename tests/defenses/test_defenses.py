@@ -216,3 +216,23 @@ def test_tasks_by_the_number_of_outputs():
     logits = jnp.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
     np.testing.assert_array_equal(tasks.CLASSIFICATION.is_right(logits, jnp.array([0, 2])), [True, False])
     np.testing.assert_allclose(tasks.CLASSIFICATION.score(logits, jnp.array([0, 2])), [-1.0, 2.0])
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_label_smoothing_is_the_loss_of_smoothed_targets(smoothing):
+    logits, labels = jnp.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]]), jnp.array([0, 2])
+    task = tasks.smoothed(tasks.CLASSIFICATION, smoothing)
+    targets = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
+    expected = -np.sum(targets * np.asarray(jax.nn.log_softmax(logits)), axis=1)
+    np.testing.assert_allclose(task.loss(logits, labels), expected, rtol=1e-6)
+    np.testing.assert_array_equal(task.is_right(logits, labels), [True, False])
+    # One logit as two.
+    z, y = jnp.array([2.0, -1.0]), jnp.array([1, 1])
+    two = task.loss(jnp.stack([jnp.zeros(2), z], axis=-1), y)
+    np.testing.assert_allclose(tasks.smoothed(tasks.BINARY, smoothing).loss(z, y), two, rtol=1e-6)
+
+
+def test_no_label_smoothing_is_the_task_itself():
+    assert tasks.smoothed(tasks.CLASSIFICATION, 0.0) is tasks.CLASSIFICATION
+    with pytest.raises(ValueError, match="label_smoothing is 1"):
+        tasks.smoothed(tasks.CLASSIFICATION, 1.0)

@@ -56,6 +56,33 @@ def test_cosine_falls_to_zero_at_the_last_epoch():
     np.testing.assert_allclose(found, 0.1 * (1 + np.cos(np.pi * np.linspace(0, 1, 5))), atol=1e-7)
 
 
+def test_cyclic_is_one_triangle():
+    found = rate_by_step([0, 20, 40, 70, 100, 101], schedule="cyclic", learning_rate=0.2, peak=0.4)
+    np.testing.assert_allclose(found, [0, 0.1, 0.2, 0.1, 0, 0], atol=1e-7)
+    at_once = rate_by_step([0, 50, 100], schedule="cyclic", learning_rate=0.2, peak=0.0)
+    np.testing.assert_allclose(at_once, [0.2, 0.1, 0], atol=1e-7)
+    to_the_end = rate_by_step([0, 50, 99], schedule="cyclic", learning_rate=0.2, peak=1.0)
+    np.testing.assert_allclose(to_the_end, [0, 0.1, 0.198], atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_decay_of_kernels_only_leaves_biases_and_normalisation_alone(name):
+    params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "norm": {"scale": jnp.ones(3)}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    changes = {}
+    for kernels_only in (False, True):
+        optimizer = optim.build(
+            settings(name=name, momentum=0.0, learning_rate=0.1, weight_decay=0.5, decay_kernels_only=kernels_only),
+            steps_per_epoch=1,
+            epochs=1,
+        )
+        changes[kernels_only] = optimizer.update(zeros, optimizer.init(params), params)[0]
+    assert all(np.allclose(leaf, -0.05) for leaf in jax.tree.leaves(changes[False]))
+    np.testing.assert_allclose(changes[True]["dense"]["kernel"], -0.05, rtol=1e-6)
+    for leaf in (changes[True]["dense"]["bias"], changes[True]["norm"]["scale"]):
+        np.testing.assert_array_equal(leaf, 0)
+
+
 def test_warmup_rises_linearly_and_then_the_schedule_holds():
     constant = rate_by_step([0, 10, 20, 30], learning_rate=0.1, warmup_epochs=2.0)
     np.testing.assert_allclose(constant, [0, 0.05, 0.1, 0.1], atol=1e-8)
@@ -102,6 +129,8 @@ def test_adam_with_weight_decay_is_decoupled():
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"weight_decay": float("inf")}, "weight_decay"),
         ({"clip_norm": 0.0}, "clip_norm"),
+        ({"schedule": "cyclic", "peak": 1.5}, "optimizer.peak is 1.5"),
+        ({"schedule": "cyclic", "warmup_epochs": 1.0}, "cyclic rises by itself"),
     ],
 )
 def test_bad_values_are_named(changes, said):

@@ -50,7 +50,7 @@ _STEPS: dict[tuple[int, int], Any] = {}
 
 
 @functools.cache
-def tiny(defense, model="mlp", *, num_shards=2, num_slots=24, ema_decay=None) -> Tiny:
+def tiny(defense, model="mlp", *, num_shards=2, num_slots=24, ema_decay=None, accumulate=1) -> Tiny:
     """The same program for the same arguments."""
     network = models.create(MODELS[model], CLASSES, IMAGE, seed=0)
     recipe = Recipe(
@@ -61,6 +61,7 @@ def tiny(defense, model="mlp", *, num_shards=2, num_slots=24, ema_decay=None) ->
         num_shards=num_shards,
         seed=3,
         ema_decay=ema_decay,
+        accumulate=accumulate,
     )
     return Tiny(network, recipe, num_slots)
 

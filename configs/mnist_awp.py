@@ -1,0 +1,24 @@
+"""PGD-AT with adversarial weight perturbation (AWP, Wu et al. 2020) on MNIST, L-inf 0.3: --config.data.data_dir=DIR.
+
+The first 10,000 training images; network, optimizer and evaluation as in mnist_pgd_at.py.
+
+Not measured.
+"""
+
+from jax_advtrain.config import base
+
+
+def get_config():
+    config = base("pgd_at", "small_cnn")
+    config.data.name = "mnist"
+    config.data.num_train = 10_000
+    config.data.validation_size = 5000
+    config.defense.norm = "linf"
+    config.defense.epsilon = 0.3
+    config.defense.warmup_epochs = 10
+    config.defense.awp_gamma = 0.01
+    config.defense.awp_warmup_epochs = 10
+    config.epochs = 20
+    config.monitor.epsilon = 0.2
+    config.eval.num_samples = 1000
+    return config
