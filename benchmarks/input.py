@@ -4,17 +4,22 @@
 
 ImageNet cannot be had everywhere: the images are cut-outs of scikit-learn's two photographs, of ImageNet's usual size
 and bytes, in ImageNet's archives, prepared and read as ImageNet is. `--data_dir` holds TFDS's mnist and cifar10.
+
+Besides the clock, processor time an image is told (of the program and its workers together): others on the machine
+hardly change it, and where all cores are busy its ratio is that of a quiet machine's clock.
 """
 
 import argparse
 import io
 import itertools
+import math
 import multiprocessing
 import os
 import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from _timing import machine, table
@@ -95,59 +100,83 @@ def decode_for(decoder: str, images: list[bytes], seconds: float, start, results
     for content in images[:8]:
         decode(content)
     start.wait()
-    began, count = time.perf_counter(), 0
+    began, processor, count = time.perf_counter(), time.process_time(), 0
     for content in itertools.cycle(images):
         decode(content)
         count += 1
         if time.perf_counter() - began > seconds:
             break
-    results.put(count / (time.perf_counter() - began))
+    results.put((count / (time.perf_counter() - began), (time.process_time() - processor) / count))
 
 
-def bare_decoding(decoder: str, images: list[bytes], processes: int, seconds: float = 4.0) -> float:
-    """Images a second that so many processes decode from memory, and do nothing else with."""
+def bare_decoding(decoder: str, images: list[bytes], processes: int, seconds: float = 4.0) -> tuple[float, float]:
+    """Images a second that so many processes decode from memory, and do nothing else with; processor seconds each."""
     spawn = multiprocessing.get_context("spawn")
     start, results = spawn.Barrier(processes), spawn.Queue()
     parts = [images[k::processes][:200] for k in range(processes)]
     running = [spawn.Process(target=decode_for, args=(decoder, part, seconds, start, results)) for part in parts]
     for one in running:
         one.start()
-    rate = sum(results.get() for _ in running)
+    rates, costs = zip(*(results.get() for _ in running), strict=True)
     for one in running:
         one.join()
-    return rate
+    return sum(rates), sum(costs) / len(costs)
+
+
+def own_processes() -> list[tuple[Path, list[str]]]:
+    """This process and its children: their folders in /proc, and the fields of `stat` from the state on."""
+    found, here = [], str(os.getpid())
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if here in (folder.name, fields[1]):
+            found.append((folder, fields))
+    return found
 
 
 def memory_mb() -> float:
     """Proportional memory of this process and its children."""
-    total, here = 0, os.getpid()
-    for status in Path("/proc").glob("[0-9]*/smaps_rollup"):
-        try:
-            number = int(status.parent.name)
-            parent = int((status.parent / "stat").read_text().rpartition(")")[2].split()[1])
-            if number == here or parent == here:
-                total += next(int(line.split()[1]) for line in status.read_text().splitlines() if line[:4] == "Pss:")
-        except (OSError, StopIteration):
-            continue
-    return total / 1000
+    rollups = [(folder / "smaps_rollup").read_text().splitlines() for folder, _ in own_processes()]
+    return sum(int(line.split()[1]) for lines in rollups for line in lines if line.startswith("Pss:")) / 1000
 
 
-def feed_rate(config: dict, epochs: int, skipped: int, *, watch_memory: bool = False) -> tuple[float, list[float]]:
-    """Samples a second that arrive on the device, after the first `skipped` batches; memory at eight moments."""
+def processor_seconds() -> float:
+    """User and system time of this process and its children so far."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    return sum(int(fields[11]) + int(fields[12]) for _, fields in own_processes()) / ticks
+
+
+class Fed(NamedTuple):
+    """Samples a second that arrive on the device, processor seconds of a sample, memory at eight moments (MB)."""
+
+    rate: float
+    cost: float
+    memory: list[float]
+
+
+def feed_rate(config: dict, epochs: int, skipped: int, *, watch_memory: bool = False) -> Fed:
+    """Of all batches but the first and the last `skipped`, when workers start and have ended.
+
+    Looking at the memory takes time: a run that does is not to be timed.
+    """
     mesh, train = devices.make_mesh(), data.load(config).train
     visits = slots.Visits(slots.make_slots(len(train), 8, 0), BATCH, 0)
     steps = epochs * visits.steps_per_epoch
-    waiting, memory, counts = feed.Waiting(), [], []
-    with feed.ahead(feed.batches(mesh, train, visits, 0, steps), waiting) as batches:
+    memory, count, began, ended = [], 0, (0.0, 0.0), (0.0, 0.0)
+    with feed.ahead(feed.batches(mesh, train, visits, 0, steps), feed.Waiting()) as batches:
         for step, batch in enumerate(batches):
             batch.images.block_until_ready()
             if step == skipped:
-                started = time.perf_counter()
-            elif step > skipped:
-                counts.append(int((visits(step).positions >= 0).sum()))
+                began = time.perf_counter(), processor_seconds()
+            elif skipped < step < steps - skipped:
+                count += int((visits(step).positions >= 0).sum())
+            if step == steps - skipped - 1:
+                ended = time.perf_counter(), processor_seconds()
             if watch_memory and (step + 1) % max(1, steps // 8) == 0:
                 memory.append(memory_mb())
-    return sum(counts) / (time.perf_counter() - started), memory
+    return Fed(count / (ended[0] - began[0]), (ended[1] - began[1]) / count, memory)
 
 
 def main() -> None:
@@ -163,30 +192,40 @@ def main() -> None:
         archives(Path(scratch), images)
         originals.prepare("imagenet2012", Path(scratch) / "tfds", Path(scratch))
         config = {**IMAGENET, "data_dir": f"{scratch}/tfds", "num_workers": asked.workers}
-        decoders = dict.fromkeys(DECODERS, 0.0)
-        floor, best, memory = 0.0, 0.0, []
-        ratios = []
+        decoders = dict.fromkeys(DECODERS, (0.0, math.inf))
+        rounds = []
         for _ in range(asked.rounds):
-            for name in decoders:
-                decoders[name] = max(decoders[name], bare_decoding(name, images, 1))
-            here = bare_decoding("simplejpeg", images, asked.workers)
-            rate, memory = feed_rate(config, 3, 4 * asked.workers, watch_memory=True)
-            floor, best = max(floor, here), max(best, rate)
-            ratios.append(rate / here)
-        print("Decoding to RGB, one process, images/s (best):")
-        print(table(["decoder", "images/s"], [[name, f"{rate:.0f}"] for name, rate in decoders.items()]), "\n")
-        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(
-            f"ImageNet, {asked.workers} workers, batch {BATCH}: bare decoding {floor:.0f}, pipeline {best:.0f} images/s"
-        )
-        print(f"(best of {asked.rounds} rounds); pipeline / bare decoding {best / floor:.2f}; round by round {each}")
+            for name, (rate, cost) in decoders.items():
+                here = bare_decoding(name, images, 1)
+                decoders[name] = max(rate, here[0]), min(cost, here[1])
+            floor = bare_decoding("simplejpeg", images, asked.workers)
+            fed = feed_rate(config, 3, 4 * asked.workers)
+            rounds.append((*floor, fed.rate, fed.cost))
+        memory = feed_rate(config, 3, 4 * asked.workers, watch_memory=True).memory
+        print("Decoding to RGB, one process (best):")
+        rows = [[name, f"{rate:.0f}", f"{1e3 * cost:.2f}"] for name, (rate, cost) in decoders.items()]
+        print(table(["decoder", "images/s", "processor ms an image"], rows), "\n")
+        print(f"ImageNet, {asked.workers} workers, batch {BATCH}, round by round:")
+        rows = [
+            [
+                f"{floor:.0f}",
+                f"{rate:.0f}",
+                f"{rate / floor:.2f}",
+                f"{1e3 * bare:.2f}",
+                f"{1e3 * cost:.2f}",
+                f"{bare / cost:.2f}",
+            ]
+            for floor, bare, rate, cost in rounds
+        ]
+        header = ["bare decoding, images/s", "pipeline", "ratio", "bare decoding, processor ms", "pipeline", "ratio"]
+        print(table(header, rows), "\n")
         print(
             f"Memory (Pss, MB) of the program and its workers over 3 epochs: {', '.join(f'{m:.0f}' for m in memory)}\n"
         )
     rows = []
     for name, more in (("mnist", {}), ("cifar10", {}), ("cifar10", {"streaming": True, "num_workers": asked.workers})):
         fields = {"name": name, "data_dir": asked.data_dir, "validation_size": 0, "num_test": 8, "num_train": 20000}
-        rate = max(feed_rate({**fields, **more}, 3, 16)[0] for _ in range(asked.rounds))
+        rate = max(feed_rate({**fields, **more}, 3, 16).rate for _ in range(asked.rounds))
         rows.append([name, "streamed" if more else "in memory", f"{rate:.0f}"])
     print("Other sets, samples/s on the device, without augmentation (best):")
     print(table(["set", "images", "samples/s"], rows))

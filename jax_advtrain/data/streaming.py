@@ -178,8 +178,9 @@ def _parent() -> Any:
 def _in_worker(number: int, count: int) -> None:
     """One core a worker, no accelerator, and an end with the program, also where that is killed."""
     import cv2
+    import jax
 
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")  # nothing here computes with it; an accelerator belongs to the program
     cv2.setNumThreads(0)
     if (parent := _parent()) is not None:
 

@@ -195,6 +195,7 @@ def test_no_collective_touches_the_margins(digits_of_parent, model):
     step = make_step(experiment.recipe, experiment.mesh, state, experiment.example)
     text = step.lower(state, experiment.example, jnp.int32(0)).compile().as_text()
     assert not re.findall(r"all-gather|collective-permute|all-to-all|reduce-scatter|collective-broadcast", text)
+    text = re.sub(r"/\*.*?\*/", "", text)  # of long tuples XLA numbers the parts: "/*index=5*/"
     reductions = re.findall(r"= ((?:\([^=]*?\)|\S+)) all-reduce(?:-start)?\(", text)
     dimensions = {
         int(d) for shapes in reductions for dims in re.findall(r"\[([\d,]+)\]", shapes) for d in dims.split(",")
