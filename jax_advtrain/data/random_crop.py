@@ -56,19 +56,13 @@ def draw_box(image_size: tuple[int, int], least_area: float, seed: int, epoch: i
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def random_resized_crop(
-    content: bytes, size: tuple[int, int], channels: int, least_area: float, seed: int, epoch: int, sample: int
-) -> np.ndarray:
-    """A random rectangle of an encoded image, resized.
+def random_resized_crop(content: bytes, out: np.ndarray, least_area: float, seed: int, epoch: int, sample: int) -> None:
+    """Writes a random rectangle of an encoded image, resized.
 
     Args:
       content: of a PNG or JPEG file.
-      size: (H, W) wanted.
-      channels: 1 (grey) or 3 (RGB).
+      out: uint8 (H, W, C), contiguous; C is 1 (grey) or 3 (RGB).
       least_area, seed, epoch, sample: of `draw_box`.
-
-    Returns:
-      uint8 (H, W, C).
 
     Raises:
       Exception: whatever Pillow says of damaged images.
@@ -76,29 +70,32 @@ def random_resized_crop(
     draw = partial(draw_box, least_area=least_area, seed=seed, epoch=epoch, sample=sample)
     if content[:2] == _JPEG:
         try:
-            found = _of_jpeg(content, size, channels, draw)
+            if _from_jpeg(content, out, draw):
+                return
         except ValueError:  # warnings are errors there: Pillow decides what is an image, as for sets in memory
-            found = None
-        if found is not None:
-            return found
+            pass
+    height, width, channels = out.shape
     with decode.opened(io.BytesIO(content), channels) as image:
         box = draw((image.height, image.width))
-        return decode.resized(image, size, (box.left, box.top, box.left + box.width, box.top + box.height))
+        place = (box.left, box.top, box.left + box.width, box.top + box.height)
+        out[:] = decode.resized(image, (height, width), place)
 
 
-def _of_jpeg(
-    content: bytes, size: tuple[int, int], channels: int, draw: Callable[[tuple[int, int]], Box]
-) -> np.ndarray | None:
-    """The resized rectangle; None for colours that libjpeg does not convert. Raises ValueError for damaged images."""
+def _from_jpeg(content: bytes, out: np.ndarray, draw: Callable[[tuple[int, int]], Box]) -> bool:
+    """Whether the rectangle was written: not where libjpeg does not convert the colours.
+
+    Raises ValueError for damaged images.
+    """
     import cv2
     import simplejpeg
 
     *sides, colorspace, _ = simplejpeg.decode_jpeg_header(content)
     height, width = map(int, sides)
     if colorspace in ("CMYK", "YCCK"):
-        return None
+        return False
     box = draw((height, width))
-    least = math.ceil(size[0] * height / box.height), math.ceil(size[1] * width / box.width)
+    wanted_height, wanted_width, channels = out.shape
+    least = math.ceil(wanted_height * height / box.height), math.ceil(wanted_width * width / box.width)
     # Between whole and half the decoder has no fast way (min_factor). Colour is stored at half the resolution and here
     # repeated, not interpolated (fastupsample): one grey level apart in the mean, 4% faster.
     pixels = simplejpeg.decode_jpeg(
@@ -106,8 +103,10 @@ def _of_jpeg(
     )
     box = _scaled(box, (height, width), pixels.shape[:2])
     cut = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    # OpenCV drops the axis of a single channel.
-    return cv2.resize(cut, size[::-1], interpolation=cv2.INTER_LINEAR).reshape(*size, channels)
+    # OpenCV writes where it is told if the shape is its own, which has no axis for a single channel.
+    place = out if channels > 1 else out[..., 0]
+    cv2.resize(cut, (wanted_width, wanted_height), dst=place, interpolation=cv2.INTER_LINEAR)
+    return True
 
 
 def _scaled(box: Box, whole: tuple[int, int], smaller: tuple[int, int]) -> Box:

@@ -62,16 +62,16 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def read(self, position: int, epoch: int) -> np.ndarray:
-        """One image, uint8 (H, W, C), as that epoch sees it; raises BadRecord."""
+    def read(self, position: int, epoch: int, out: np.ndarray) -> None:
+        """Writes one image, as that epoch sees it, into uint8 (H, W, C); raises BadRecord."""
         sample = int(self.ids[position])
         where, content = self.encoded(sample)
         height, width, channels = self.image_shape
         try:
             if self.least_area is not None:
-                crop = (self.least_area, self.seed, epoch, sample)
-                return random_resized_crop(content, (height, width), channels, *crop)
-            return decode.decode_image(io.BytesIO(content), channels, (height, width), self.resize)
+                random_resized_crop(content, out, self.least_area, self.seed, epoch, sample)
+            else:
+                out[:] = decode.decode_image(io.BytesIO(content), channels, (height, width), self.resize)
         except Exception as error:  # Pillow raises a dozen kinds for damaged images
             raise decode.undecodable(where, error) from error
 
@@ -146,20 +146,20 @@ class _Batches:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         visit = self._visits(int(index))
-        read: list[np.ndarray | None] = []
+        images = _zeros((len(self._rows), *self._images.image_shape))
+        pixels = images.view(np.ndarray)
         problems = []
         for at, position in enumerate(visit.positions[self._rows]):
+            if position < 0:
+                continue
             try:
-                read.append(None if position < 0 else self._images.read(int(position), visit.epoch))
+                self._images.read(int(position), visit.epoch, pixels[at])
             except BadRecord as error:
                 if not self._images.skip:
+                    _forget(images)
                     raise
-                read.append(None)
+                pixels[at] = 0
                 problems.append((at, str(error)))
-        images = _zeros((len(self._rows), *self._images.image_shape))
-        for at, image in enumerate(read):
-            if image is not None:
-                images[at] = image
         return {"images": images, "problems": tuple(problems)}
 
 
@@ -168,6 +168,12 @@ def _zeros(shape: tuple[int, ...]) -> np.ndarray:
     import grain
 
     return np.zeros(shape, np.uint8) if _parent() is None else grain.multiprocessing.SharedMemoryArray(shape, np.uint8)
+
+
+def _forget(images: Any) -> None:
+    """Gives back what `_zeros` made, where the program will never hear of it."""
+    if _parent() is not None:
+        images.shm.unlink()
 
 
 def _parent() -> Any:
