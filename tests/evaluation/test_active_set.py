@@ -123,6 +123,16 @@ def test_slots_order_and_known_clean_answers_change_nothing(data):
     assert told == sorted(set(told)) and told[0] == (~clean.is_right).sum() and told[-1] == COUNT
 
 
+def test_what_calls_learn_of_their_programs_is_shared_and_changes_no_answer(data):
+    times = {}
+    attack = ATTACKS["pgd"][0]
+    wanted = attacked(attack, data, active_set=True, times=times)
+    (learnt,) = times.values()
+    assert learnt.step is not None and max(learnt.compiled) == SLOTS
+    assert_same(attacked(attack, data, active_set=True, times=times), wanted)
+    assert list(times.values()) == [learnt]
+
+
 def test_attacks_that_rest_when_they_succeed_use_it_by_themselves(data):
     attack = ATTACKS["pgd"][0]
     assert attacked(attack, data).work is None
