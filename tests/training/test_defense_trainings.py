@@ -61,4 +61,4 @@ def test_each_trains_a_robust_network(name, more, standard, tmp_path, digits_dir
     clean, robust = robust_accuracy(name, tmp_path, digits_dir, **more)
     print(f"{name} {more}: clean {clean:.3f}, robust {robust:.3f}; standard {standard[0]:.3f}, {standard[1]:.3f}")
     assert clean > 0.8
-    assert robust > standard[1] + 0.1
+    assert robust > standard[1] + 0.25
