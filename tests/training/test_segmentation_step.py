@@ -9,6 +9,7 @@ import pytest
 
 from jax_advtrain import attacks, data, defenses, devices, models, segmentation
 from jax_advtrain.data import slots
+from jax_advtrain.evaluation import volumes
 from jax_advtrain.models import functional
 from jax_advtrain.training import feed, optim
 from jax_advtrain.training.state import TrainState, shardings
@@ -97,12 +98,8 @@ def dice_of_cases(logits_fn, test, radius=0.0) -> float:
 
     keys = jax.random.split(jax.random.key(0), len(test))
     found = np.asarray(predicted(keys, jnp.asarray(test.images), jnp.asarray(test.labels)))
-    scores = []
-    for case in np.unique(test.groups):
-        here, truth = found[test.groups == case], test.labels[test.groups == case]
-        for k in (1, 2):
-            scores.append(2 * np.sum((here == k) & (truth == k)) / (np.sum(here == k) + np.sum(truth == k)))
-    return float(np.mean(scores))
+    cases = volumes.by_case(found, test.labels, test.ids, test.groups)
+    return float(np.mean([volumes.dice(prediction, truth, 3) for _, prediction, truth in cases]))
 
 
 @pytest.fixture(scope="module")
