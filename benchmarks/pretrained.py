@@ -30,6 +30,7 @@ SETTINGS = {
         "monitored": 0.2,
         "evaluated": (0.1, 0.2, 0.3),
         "num_train": 10000,
+        "num_evaluated": 1000,
         "epochs": {CLEAN: 5, SCRATCH: 12, PRETRAINED: 8},
         "augment": (),
     },
@@ -40,7 +41,8 @@ SETTINGS = {
         "monitored": 0.25,
         "evaluated": (0.125, 0.25, 0.5),
         "num_train": 5000,
-        "epochs": {CLEAN: 15, SCRATCH: 10, PRETRAINED: 6},
+        "num_evaluated": 200,
+        "epochs": {CLEAN: 15, SCRATCH: 5, PRETRAINED: 4},
         "augment": ("flip",),
     },
 }
@@ -68,7 +70,7 @@ def config_of(name: str, role: str, seed: int, out: Path, data_dir: str) -> Any:
     config.eval.attacks = "pgd:num_steps=40:alpha=10.0, pgd:num_steps=40:alpha=10.0:loss=lm"
     config.eval.epsilons_linf, config.eval.epsilons_l2 = (), ()
     config.eval[f"epsilons_{settings['norm']}"] = settings["evaluated"]
-    config.eval.num_samples, config.eval.figures = 1000, 0
+    config.eval.num_samples, config.eval.figures = settings["num_evaluated"], 0
     return config
 
 

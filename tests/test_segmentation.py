@@ -12,6 +12,7 @@ from jax_advtrain.defenses import Batch, Model
 from jax_advtrain.defenses.ima import IMA
 
 TASK = segmentation.segmentation(0.6)
+LOSS, RIGHT, SCORE = (jax.jit(function) for function in (TASK.loss, TASK.is_right, TASK.score))
 SURE = 40.0  # a score so much above the others that the softmax is one
 
 
@@ -32,7 +33,7 @@ def test_dice_in_closed_form():
     expected = [[(2 * 2 + 1) / (6 + 1), (0 + 1) / (2 + 1)]]
     np.testing.assert_allclose(segmentation.dice(scores_of(prediction), truth), expected, rtol=1e-6)
     np.testing.assert_allclose(segmentation.soft_dice(scores_of(prediction), truth), np.mean(expected), rtol=1e-5)
-    np.testing.assert_allclose(TASK.score(scores_of(prediction), truth), 1 - np.mean(expected), rtol=1e-5)
+    np.testing.assert_allclose(SCORE(scores_of(prediction), truth), 1 - np.mean(expected), rtol=1e-5)
     np.testing.assert_allclose(segmentation.dice(scores_of(truth), truth), [[1, 1]])
     empty = jnp.zeros((1, 8), jnp.int32)
     np.testing.assert_allclose(segmentation.dice(scores_of(empty), empty), [[1, 1]])
@@ -42,7 +43,7 @@ def test_dice_in_closed_form():
 @settings(max_examples=15, deadline=None)
 def test_the_loss_is_what_a_loop_gives(seed, shape):
     outputs, labels = drawn(seed, shape)
-    found = TASK.loss(outputs, labels)
+    found = LOSS(outputs, labels)
     for n in range(shape[0]):
         z = np.asarray(outputs[n], np.float64).reshape(-1, 3)
         t = np.asarray(labels[n]).ravel()
@@ -54,24 +55,24 @@ def test_the_loss_is_what_a_loop_gives(seed, shape):
 
 def test_a_perfect_prediction_costs_nothing_and_a_worse_one_more():
     _, labels = drawn(0)
-    losses = [TASK.loss(scale * scores_of(labels) / SURE, labels).mean() for scale in (SURE, 3.0, 0.0, -3.0)]
+    losses = [LOSS(scale * scores_of(labels) / SURE, labels).mean() for scale in (SURE, 3.0, 0.0, -3.0)]
     assert losses[0] < 1e-5 and losses == sorted(losses)
 
 
 def test_coarser_scores_are_weighed_by_halves():
     outputs, labels = drawn(3, (2, 8, 8))
     parts = (outputs, outputs[:, ::2, ::2], outputs[:, ::4, ::4])
-    each = [TASK.loss(part, labels[:, :: 2**k, :: 2**k]) for k, part in enumerate(parts)]
-    np.testing.assert_allclose(TASK.loss(parts, labels), (each[0] + each[1] / 2 + each[2] / 4) / 1.75, rtol=1e-5)
-    np.testing.assert_array_equal(TASK.is_right(parts, labels), TASK.is_right(outputs, labels))
-    np.testing.assert_array_equal(TASK.score(parts, labels), TASK.score(outputs, labels))
+    each = [LOSS(part, labels[:, :: 2**k, :: 2**k]) for k, part in enumerate(parts)]
+    np.testing.assert_allclose(LOSS(parts, labels), (each[0] + each[1] / 2 + each[2] / 4) / 1.75, rtol=1e-5)
+    np.testing.assert_array_equal(RIGHT(parts, labels), RIGHT(outputs, labels))
+    np.testing.assert_array_equal(SCORE(parts, labels), SCORE(outputs, labels))
 
 
 def test_what_is_right():
     truth = jnp.stack([jnp.arange(12) % 3, jnp.arange(12) % 3, jnp.zeros(12, int), jnp.arange(12) % 3])
     prediction = truth.at[1].set(0).at[2].set(1)  # the second misses all; the third's truth has no foreground
     outputs = scores_of(prediction).at[3, 0, 0].set(jnp.nan)
-    np.testing.assert_array_equal(TASK.is_right(outputs, truth), [True, False, True, False])
+    np.testing.assert_array_equal(RIGHT(outputs, truth), [True, False, True, False])
     np.testing.assert_array_equal(TASK.takes_part(outputs, truth), [True, True, False, True])
     exact = float(segmentation.dice(scores_of(prediction), truth)[1].mean())
     assert segmentation.segmentation(exact).is_right(scores_of(prediction), truth)[1]
@@ -87,7 +88,7 @@ def test_thresholds_out_of_range(threshold):
 def test_shapes_that_do_not_fit():
     outputs, labels = drawn(0)
     with pytest.raises(ValueError, match="one score a class is needed"):
-        TASK.score(outputs, labels[:, :-1])
+        SCORE(outputs, labels[:, :-1])
 
 
 # --- attacks and IMA, on a model whose boundary is known: a pixel is foreground where it is above a half ---
@@ -112,6 +113,11 @@ def discs(contrasts):
     return jnp.asarray(images), jnp.asarray(truth)
 
 
+@jax.jit
+def run(attack, images, truth):
+    return attack.run(jax.random.key(0), bright, images, truth)
+
+
 def pgd(**fields):
     settings = {"norm": "linf", "epsilon": 0.1, "num_steps": 10, **fields}
     return attacks.pgd(loss=TASK.loss, is_right=TASK.is_right, score=TASK.score, **settings)
@@ -119,7 +125,7 @@ def pgd(**fields):
 
 def test_pgd_turns_what_lies_within_its_radius():
     images, truth = discs([0.05, 0.3, 0.0])
-    found = pgd().run(jax.random.key(0), bright, images, truth)
+    found = run(pgd(), images, truth)
     np.testing.assert_array_equal(found.is_right, [False, True, True])
     assert found.hits[0] > 0 and found.hits[1] == 0
     assert found.hits[2] == 0  # no foreground: whatever is predicted there is no hit
@@ -130,9 +136,9 @@ def test_pgd_turns_what_lies_within_its_radius():
 
 def test_the_boundary_is_where_dice_falls_below_the_threshold():
     images, truth = discs([0.03, 0.05, 0.08])
-    placed = attacks.on_boundary(pgd(start="clean"), refine_steps=15, placement="outside")
-    found = placed.run(jax.random.key(0), bright, images, truth)
-    assert np.all(found.hits > 0) and not np.any(TASK.is_right(bright(found.images), truth))
+    placed = attacks.on_boundary(pgd(start="clean"), refine_steps=15, placement="outside", compact=False)
+    found = run(placed, images, truth)
+    assert np.all(found.hits > 0) and not np.any(RIGHT(bright(found.images), truth))
     # Every pixel has the same distance to its threshold, so the mask turns as a whole where the noise is the contrast.
     np.testing.assert_allclose(found.distance, [0.03, 0.05, 0.08], atol=2e-3)
 
@@ -140,18 +146,16 @@ def test_the_boundary_is_where_dice_falls_below_the_threshold():
 def test_it_is_the_same_on_volumes_and_in_l2():
     images, truth = discs([0.05, 0.3, 0.0])
     deep, deep_truth = (jnp.repeat(array[:, :, :, None], 2, axis=3) for array in (images, truth))
-    flat = pgd(start="clean").run(jax.random.key(0), bright, images, truth)
-    found = pgd(start="clean").run(jax.random.key(0), bright, deep, deep_truth)
+    flat = run(pgd(start="clean"), images, truth)
+    found = run(pgd(start="clean"), deep, deep_truth)
     np.testing.assert_array_equal(found.is_right, flat.is_right)
-    far = pgd(norm="l2", epsilon=1.0).run(jax.random.key(0), bright, images, truth)
+    far = run(pgd(norm="l2", epsilon=1.0), images, truth)
     np.testing.assert_array_equal(far.is_right, [False, True, True])
 
 
 def test_worst_of_and_restarts():
     images, truth = discs([0.05, 0.3, 0.0])
-    found = attacks.worst_of(attacks.restarts(pgd(), 2), pgd(start="clean")).run(
-        jax.random.key(0), bright, images, truth
-    )
+    found = run(attacks.worst_of(attacks.restarts(pgd(), 2), pgd(start="clean")), images, truth)
     np.testing.assert_array_equal(found.is_right, [False, True, True])
 
 
@@ -169,7 +173,7 @@ def visited(ima, images, truth, margin):
     return jax.jit(lambda: ima.loss(model, {}, batch, ima.craft(model, batch, rows, {}), rows, {}))()
 
 
-@pytest.mark.parametrize("only_hit", [True, False])
+@pytest.mark.parametrize("only_hit", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_imas_margins(only_hit):
     images, truth = discs([0.05, 0.3, 0.0, 0.02])
     # The last is predicted empty, so wrong; it takes part all the same.
@@ -184,6 +188,8 @@ def test_imas_margins(only_hit):
         inside_is_clean=False,
         outside_is_final=False,
         only_hit=only_hit,
+        refine_steps=5,
+        compact=False,
     )
     found = visited(ima, images, truth, [0.1, 0.1, 0.1, 0.1])
     margin = np.asarray(found.rows["margin"])
@@ -195,7 +201,7 @@ def test_imas_margins(only_hit):
     np.testing.assert_array_equal(found.metrics["attacked_accuracy"], [0, 1, 1, 0])
     assert np.all(np.isfinite(found.losses))
     # What has no foreground has no adversarial part.
-    clean = (1 - ima.beta) * TASK.loss(bright(images), truth)
+    clean = (1 - ima.beta) * LOSS(bright(images), truth)
     np.testing.assert_allclose(found.losses[2], clean[2], rtol=1e-6)
     assert found.losses[0] > clean[0] and (found.losses[1] > clean[1]) == (not only_hit)
 

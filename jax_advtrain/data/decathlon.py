@@ -74,6 +74,7 @@ def open_decathlon(config: dict[str, Any]) -> Source:
         image_dtype=np.dtype(np.float32),
         read=read,
         read_labels=lambda ids: read(ids).labels,
+        label_shape=sizes,
         groups=np.repeat(np.arange(len(cases), dtype=np.int64), counts),
         group_names=tuple(case.name for case in cases),
     )

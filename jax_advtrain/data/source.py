@@ -51,6 +51,7 @@ class Records:
       read: ids int64 (n,) -> Samples with images (n, *image_shape), in the order asked for.
       read_labels: ids int64 (n,) -> labels int64 (n,), without decoding an image.
       kept: int64 (k,) rising, the only ids that may be used (data.classes, data.exclude_classes); None: all.
+      label_shape: () for one label a record, (H, W) or (H, W, D) for one a pixel.
       groups: int64 (count,) the group (a patient) of each record, which is never split between training, validation and
         test; None: every record stands for itself.
       group_names: one name a group.
@@ -65,6 +66,7 @@ class Records:
     read: Callable[[np.ndarray], Samples]
     read_labels: Callable[[np.ndarray], np.ndarray]
     kept: np.ndarray | None = None
+    label_shape: tuple[int, ...] = ()
     groups: np.ndarray | None = None
     group_names: tuple[str, ...] = ()
     encoded: Callable[[int], Encoded] | None = None
@@ -75,8 +77,9 @@ class Records:
         return np.arange(self.count, dtype=np.int64) if self.kept is None else self.kept
 
     def num_bytes(self, num_samples: int) -> int:
-        """Memory that the images of so many samples take."""
-        return num_samples * math.prod(self.image_shape) * self.image_dtype.itemsize
+        """Memory that the images of so many samples take, and their labels where there is one a pixel."""
+        labels = 4 * math.prod(self.label_shape) if self.label_shape else 0
+        return num_samples * (math.prod(self.image_shape) * self.image_dtype.itemsize + labels)
 
 
 class Source(NamedTuple):

@@ -186,6 +186,14 @@ def test_what_was_done_is_in_the_fingerprint(task):
     assert all(one["labels_sha256"] != other["labels_sha256"] for one, other in zip(prints, after, strict=True))
 
 
+def test_memory_counts_the_labels_too(task):
+    root = task([(6, 8, 5)] * 4)
+    taken = 4 * 240 * (4 + 4)  # float32 and int32 voxels of all cases
+    with pytest.raises(ValueError, match=r"data.max_ram_gb"):
+        load(root, max_ram_gb=(taken - 1) / 1e9)
+    assert len(load(root, max_ram_gb=(taken + 1) / 1e9).train) == 2
+
+
 # --- what is refused ---
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from jax_advtrain import attacks, data, defenses, devices, models, segmentation
 from jax_advtrain.data import slots
+from jax_advtrain.evaluation import volumes
 from jax_advtrain.models import functional
-from jax_advtrain.training import feed, optim
+from jax_advtrain.training import optim
 from jax_advtrain.training.state import TrainState, shardings
-from jax_advtrain.training.step import Recipe, init_state, make_step, means
+from jax_advtrain.training.step import PADDING, HostBatch, Recipe, init_state, make_step, means
 
 pytestmark = pytest.mark.slow
 TASK = segmentation.segmentation(0.6)
@@ -50,6 +51,18 @@ def hippocampi(hippocampus_dir):
     )
 
 
+def host_batch(train, layout, batch) -> HostBatch:
+    """A batch of slots, shards by rows; what holds no sample is padding."""
+    positions = slots.positions(layout, batch).reshape(-1)
+    there = np.maximum(positions, 0)
+    return HostBatch(
+        images=jnp.asarray(train.images[there]),
+        labels=jnp.asarray(train.labels[there]),
+        ids=jnp.asarray(train.ids[there].astype(np.int32)),
+        slots=jnp.asarray(np.where(positions < 0, PADDING, batch.reshape(-1)).astype(np.int32)),
+    )
+
+
 def trained(train, defense, epochs, network=None, learning_rate=3e-3) -> Trained:
     """Epochs of the training step on one device, as the loop runs them; the last batch is ragged."""
     network = network or models.create(UNET, train.num_classes, train.image_shape, 0)
@@ -65,7 +78,7 @@ def trained(train, defense, epochs, network=None, learning_rate=3e-3) -> Trained
         seed=0,
     )
     mesh = devices.make_mesh(jax.devices()[:1])
-    example = feed.host_batch(mesh, train, slots.positions(layout, batches[0]).reshape(-1), batches[0].reshape(-1))
+    example = host_batch(train, layout, batches[0])
     state = init_state(
         recipe, network.params, network.batch_stats, num_slots=layout.size, num_classes=3, example=example
     )
@@ -73,8 +86,8 @@ def trained(train, defense, epochs, network=None, learning_rate=3e-3) -> Trained
     step = make_step(recipe, mesh, state, example)
     metrics = {}
     for epoch in range(epochs):
-        for batch in feed.epoch(mesh, train, layout, BATCH, 0, epoch):
-            state, loss = step(state, batch, jnp.int32(epoch))
+        for batch in slots.epoch_batches(layout, BATCH, 0, epoch):
+            state, loss = step(state, host_batch(train, layout, batch), jnp.int32(epoch))
             assert np.isfinite(loss)
         metrics = means(state.sums)
         assert float(state.sums["count"]) == len(train)
@@ -97,12 +110,8 @@ def dice_of_cases(logits_fn, test, radius=0.0) -> float:
 
     keys = jax.random.split(jax.random.key(0), len(test))
     found = np.asarray(predicted(keys, jnp.asarray(test.images), jnp.asarray(test.labels)))
-    scores = []
-    for case in np.unique(test.groups):
-        here, truth = found[test.groups == case], test.labels[test.groups == case]
-        for k in (1, 2):
-            scores.append(2 * np.sum((here == k) & (truth == k)) / (np.sum(here == k) + np.sum(truth == k)))
-    return float(np.mean(scores))
+    cases = volumes.by_case(found, test.labels, test.ids, test.groups)
+    return float(np.mean([volumes.dice(prediction, truth, 3) for _, prediction, truth in cases]))
 
 
 @pytest.fixture(scope="module")
