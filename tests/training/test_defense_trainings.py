@@ -5,6 +5,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import tiny_config, train
@@ -26,7 +27,7 @@ SETTINGS = {
 }
 
 
-def robust_accuracy(name, folder, digits_dir, **more):
+def robust_accuracy(name, folder, digits_dir, dtype=None, **more):
     config = tiny_config(digits_dir, epochs=EPOCHS)
     with config.unlocked():
         fields = {field.name: field.default for field in dataclasses.fields(DEFENSES[name])}
@@ -36,8 +37,11 @@ def robust_accuracy(name, folder, digits_dir, **more):
     if "num_steps" in config.defense and name not in ("fast_at", "n_fgsm"):
         config.defense.num_steps = 5
     config.model.hidden = (64,)
+    if dtype is not None:
+        config.model.dtype = dtype
     config.monitor.every = EPOCHS
     experiment, state = train(config, folder, 1)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.opt_state))} <= {"float32", "int32"}
     logits_fn, test, mesh = experiment.logits_fn(state), experiment.splits.test, experiment.mesh
     clean = attack_dataset(None, logits_fn, test, mesh).is_right
     robust = clean
@@ -62,3 +66,10 @@ def test_each_trains_a_robust_network(name, more, standard, tmp_path, digits_dir
     print(f"{name} {more}: clean {clean:.3f}, robust {robust:.3f}; standard {standard[0]:.3f}, {standard[1]:.3f}")
     assert clean > 0.8
     assert robust > standard[1] + 0.25
+
+
+def test_a_training_in_bfloat16_is_about_as_robust(standard, tmp_path, digits_dir):
+    clean, robust = robust_accuracy("trades", tmp_path, digits_dir, dtype="bfloat16")
+    print(f"trades in bfloat16: clean {clean:.3f}, robust {robust:.3f}")
+    assert clean > 0.8
+    assert robust > standard[1] + 0.2

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from tiny_run import tiny_config, train
+from tiny_training import host_batch, tiny
 
 from jax_advtrain import defenses, devices
 from jax_advtrain.data import Dataset
@@ -20,6 +21,7 @@ from jax_advtrain.training import loop, workdir
 from jax_advtrain.training.checkpoints import LAST
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.monitor import monitor, stops_early, summary
+from jax_advtrain.training.state import epoch_ended
 
 
 def test_counts_of_each_class():
@@ -123,8 +125,8 @@ def config(digits_dir, name="standard", **fields):
 
 
 def test_the_end_of_an_epoch_changes_the_method_state_and_resume_is_bit_exact(counting, digits_dir, tmp_path):
-    _, state = train(config(digits_dir, "counting", epochs=3), tmp_path / "whole", 1)
-    assert int(state.method_state["epochs"]) == 3 and state.method_state["seen"].dtype == jnp.float32
+    _, state = train(config(digits_dir, "counting", epochs=2), tmp_path / "whole", 1)
+    assert int(state.method_state["epochs"]) == 2 and state.method_state["seen"].dtype == jnp.float32
     logged = workdir.read_metrics(tmp_path / "whole")
     seen = np.zeros(10)
     for line in logged:
@@ -134,14 +136,21 @@ def test_the_end_of_an_epoch_changes_the_method_state_and_resume_is_bit_exact(co
     assert 0 < seen.min() < seen.max()
 
     train(config(digits_dir, "counting", epochs=1), tmp_path / "parts", 1)
-    _, resumed = train(config(digits_dir, "counting", epochs=3), tmp_path / "parts", 1)
+    _, resumed = train(config(digits_dir, "counting", epochs=2), tmp_path / "parts", 1)
     jax.tree.map(np.testing.assert_array_equal, state, resumed)
 
 
-def test_a_hook_that_gives_other_shapes_is_a_bug_and_says_so(counting, digits_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(Counting, "epoch_end", lambda self, state, held_out: {"seen": np.zeros(3), "epochs": 1})
+def test_a_hook_gives_what_it_got_or_says_so(monkeypatch):
+    state, _ = tiny(Counting()).start(host_batch(8, 8))
+    mesh, counts = devices.make_mesh(jax.devices()[:1]), np.array([4, 4, 0])
+    held_out = HeldOut(1, counts, counts, counts, np.array([1, 2, 0]))
+    after = epoch_ended(Counting(), mesh, state, held_out)
+    np.testing.assert_allclose(after.method_state["seen"], [0.375, 0.25, 0.5])
+    assert after.method_state["seen"].dtype == jnp.float32 and after.method_state["epochs"].dtype == jnp.int32
+    assert epoch_ended(Standard(), mesh, state, held_out) is state
+    monkeypatch.setattr(Counting, "epoch_end", lambda self, state, held_out: {"seen": np.zeros(2), "epochs": 1})
     with pytest.raises(ValueError, match="epoch_end gave a method_state of shapes"):
-        train(config(digits_dir, "counting", epochs=1), tmp_path, 1)
+        epoch_ended(Counting(), mesh, state, held_out)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +164,7 @@ def test_what_needs_validation_data_says_so(counting, digits_dir, name, fields, 
         experiments.build(made, devices.make_mesh(jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_a_run_that_patience_ended_is_complete(digits_dir, tmp_path, monkeypatch):
     """The second epoch is no better; five more were asked for. Asked again, nothing is trained."""
     monitored, told = loop._monitored, []
