@@ -1,0 +1,81 @@
+"""Do attacks, or runs, agree on which classes are weak: rank correlations of per-class accuracies."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from jax_advtrain.evaluation.classwise.per_class import LEVEL
+
+
+class Agreement(NamedTuple):
+    """Rank correlations of every pair; arrays are (A, A), NaN where one of a pair has all classes alike.
+
+    Attributes:
+      names: of the attacks or runs.
+      spearman, kendall: coefficients (Kendall's tau-b).
+      spearman_low, ..., kendall_high: 95% bootstrap intervals over samples. Noise in the accuracies of few samples
+        lowers a coefficient, and resampling adds that noise once more: the intervals lean downward.
+    """
+
+    names: tuple[str, ...]
+    spearman: np.ndarray
+    spearman_low: np.ndarray
+    spearman_high: np.ndarray
+    kendall: np.ndarray
+    kendall_low: np.ndarray
+    kendall_high: np.ndarray
+
+
+def agreement(names: Sequence[str], accuracies: np.ndarray, resampled: np.ndarray) -> Agreement:
+    """Correlations between the rows of `accuracies` (A, K), with intervals from `resampled` (B, A, K).
+
+    Classes whose accuracy is NaN in any row are left out.
+    """
+    there = np.isfinite(accuracies).all(axis=0)
+    accuracies, resampled = accuracies[:, there], resampled[:, :, there]
+    if not there.any():
+        return Agreement(tuple(names), *[np.full((len(names), len(names)), np.nan)] * 6)
+    found: dict[str, np.ndarray] = {}
+    for name, coefficient in (("spearman", spearman), ("kendall", kendall)):
+        found[name] = coefficient(accuracies)
+        found[f"{name}_low"], found[f"{name}_high"] = _quantiles(np.stack([coefficient(one) for one in resampled]))
+    return Agreement(names=tuple(names), **found)
+
+
+def spearman(accuracies: np.ndarray) -> np.ndarray:
+    """Spearman's coefficient of every pair of rows of (A, K): float64 (A, A); NaN for a row without differences."""
+    return _cosines(stats.rankdata(accuracies, axis=-1) - (accuracies.shape[-1] + 1) / 2)
+
+
+def kendall(accuracies: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of every pair of rows of (A, K): float64 (A, A); NaN for a row without differences."""
+    has_order = np.ptp(accuracies, axis=-1) > 0
+    found = np.diag(np.where(has_order, 1.0, np.nan))
+    for i, j in itertools.combinations(range(len(accuracies)), 2):
+        there = has_order[i] and has_order[j]
+        found[i, j] = found[j, i] = stats.kendalltau(accuracies[i], accuracies[j]).statistic if there else np.nan
+    return found
+
+
+def _cosines(rows: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(rows, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = np.clip(rows @ rows.T / lengths[:, None] / lengths[None, :], -1, 1)
+    alike = lengths > 0
+    found[np.ix_(alike, alike)] += np.diag(1 - np.diag(found)[alike])  # a row with itself: 1, not 1 - 1e-16
+    return found
+
+
+def _quantiles(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the draws in which the coefficient exists; NaN where it exists in none."""
+    shape = draws.shape[1:]
+    low, high = np.full(shape, np.nan), np.full(shape, np.nan)
+    for place in np.ndindex(*shape):
+        values = draws[(slice(None), *place)]
+        values = values[np.isfinite(values)]
+        if values.size:
+            low[place], high[place] = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return low, high
