@@ -9,6 +9,8 @@ from scipy import stats
 
 from jax_advtrain.evaluation.classwise.per_class import LEVEL
 
+_WIDTH = stats.norm.ppf((1 + LEVEL) / 2)  # standard deviations of half a normal interval
+
 
 class Agreement(NamedTuple):
     """Rank correlations of every pair; arrays are (A, A), NaN where one of a pair has all classes alike.
@@ -16,8 +18,9 @@ class Agreement(NamedTuple):
     Attributes:
       names: of the attacks or runs.
       spearman, kendall: coefficients (Kendall's tau-b).
-      spearman_low, ..., kendall_high: 95% bootstrap intervals over samples. Noise in the accuracies of few samples
-        lowers a coefficient, and resampling adds that noise once more: the intervals lean downward.
+      spearman_low, ..., kendall_high: 95% intervals: 1.96 standard deviations of the bootstrap over samples to either
+        side, within [-1, 1]. (Its quantiles would lie too low: the noise of few samples lowers a coefficient, and
+        resampling adds that noise once more.)
     """
 
     names: tuple[str, ...]
@@ -41,7 +44,9 @@ def agreement(names: Sequence[str], accuracies: np.ndarray, resampled: np.ndarra
     found: dict[str, np.ndarray] = {}
     for name, coefficient in (("spearman", spearman), ("kendall", kendall)):
         found[name] = coefficient(accuracies)
-        found[f"{name}_low"], found[f"{name}_high"] = _quantiles(np.stack([coefficient(one) for one in resampled]))
+        half = _WIDTH * _deviation(np.stack([coefficient(one) for one in resampled]))
+        found[f"{name}_low"] = np.clip(found[name] - half, -1, 1)
+        found[f"{name}_high"] = np.clip(found[name] + half, -1, 1)
     return Agreement(names=tuple(names), **found)
 
 
@@ -69,13 +74,10 @@ def _cosines(rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _quantiles(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the draws in which the coefficient exists; NaN where it exists in none."""
-    shape = draws.shape[1:]
-    low, high = np.full(shape, np.nan), np.full(shape, np.nan)
-    for place in np.ndindex(*shape):
-        values = draws[(slice(None), *place)]
-        values = values[np.isfinite(values)]
-        if values.size:
-            low[place], high[place] = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return low, high
+def _deviation(draws: np.ndarray) -> np.ndarray:
+    """Over the draws in which the coefficient exists; NaN where it exists in none."""
+    there = np.isfinite(draws)
+    count = there.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(there, draws, 0).sum(axis=0) / count
+        return np.sqrt((np.where(there, draws - mean, 0) ** 2).sum(axis=0) / count)

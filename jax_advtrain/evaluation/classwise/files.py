@@ -1,4 +1,4 @@
-"""classwise.json, arrays.npz and the CSV tables: what the class-wise studies leave behind, each file whole or not at all."""
+"""classwise.json, arrays.npz and the CSV tables: what the class-wise studies leave behind, each file whole or not."""
 
 import csv
 import io

@@ -1,5 +1,6 @@
 """What a stronger attack gains over a weaker one, and on which classes."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -79,7 +80,7 @@ def chain_gains(
 ) -> list[Gain]:
     """Gains along attacks from weak to strong: each over the one before it, and the last over the first."""
     named = list(right.items())
-    pairs = list(zip(named, named[1:], strict=False))
+    pairs = list(itertools.pairwise(named))
     if len(named) > 2:
         pairs.append((named[0], named[-1]))
     return [gain(*pair, labels, num_classes, resamples=resamples, seed=seed) for pair in pairs]

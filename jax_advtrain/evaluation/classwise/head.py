@@ -33,8 +33,8 @@ def find_kernel(
 ) -> np.ndarray | None:
     """The last dense layer's kernel (features, num_classes), or None where there is no such layer.
 
-    Told by what it does, not by its name: a kernel whose column k enters logit k and no other. A layer whose length does
-    not count, as in a cosine classifier, is none.
+    Told by what it does, not by its name: a kernel whose column k enters logit k and no other. A layer whose length
+    does not count, as in a cosine classifier, is none.
 
     Args:
       logits_of: from params to logits (B, num_classes) of a few images; `params` are nested dicts of arrays.

@@ -3,6 +3,7 @@
 A class without samples has accuracy NaN and the interval [0, 1]: nothing is known of it, and it takes part in nothing.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,8 @@ class Spread(NamedTuple):
       variation: deviation / mean; NaN where the mean is 0.
       chance: what the discrepancy would exceed in 5% of all cases if all classes were equally accurate. A discrepancy
         below it may be sampling noise alone: best - worst of finite samples is never 0.
-      p_value: how often equal classes would show at least this discrepancy (Monte Carlo).
+      p_value: how often equally accurate classes would lie at least this far apart, all of them together: Monte Carlo
+        on the chi-squared statistic, which holds with few samples a class too.
       worst_shares: (K,) in which share of bootstrap resamples each class is the worst; ties share.
       low, high: 95% bootstrap interval of the discrepancy. It inherits the upward pull of best - worst.
     """
@@ -68,9 +70,14 @@ def wilson(correct: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, high = np.zeros(np.shape(n)), np.ones(np.shape(n))
     for place in np.argwhere(np.asarray(n) > 0):
         at = tuple(place)
-        found = stats.binomtest(int(correct[at]), int(n[at])).proportion_ci(LEVEL, method="wilson")
-        low[at], high[at] = found.low, found.high
+        low[at], high[at] = _wilson(int(correct[at]), int(n[at]))
     return low, high
+
+
+@functools.cache  # SciPy searches a p value besides, a millisecond each; a thousand classes share a few counts
+def _wilson(correct: int, n: int) -> tuple[float, float]:
+    found = stats.binomtest(correct, n).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def class_table(labels: np.ndarray, right: np.ndarray, num_classes: int) -> ClassTable:
@@ -110,9 +117,10 @@ def spread(table: ClassTable, *, resamples: int = 2000, seed: int = 0) -> Spread
     n, accuracy = table.n[there], table.accuracy[there]
     rng = np.random.default_rng(seed)
     pooled = table.correct.sum() / n.sum()
-    equal = np.ptp(rng.binomial(n, pooled, (resamples, len(n))) / n, axis=1)
+    equal = rng.binomial(n, pooled, (resamples, len(n)))
     # To resample the right and wrong ones of a class is to draw from a binomial distribution.
     drawn = rng.binomial(n, accuracy, (resamples, len(n))) / n
+    observed = _chi_squared(table.correct[there], n)
     discrepancy, mean = float(np.ptp(accuracy)), float(accuracy.mean())
     is_worst = drawn == drawn.min(axis=1, keepdims=True)
     worst_shares = np.zeros(len(table.n))
@@ -127,20 +135,26 @@ def spread(table: ClassTable, *, resamples: int = 2000, seed: int = 0) -> Spread
         discrepancy=discrepancy,
         deviation=float(accuracy.std()),
         variation=float(accuracy.std() / mean) if mean else np.nan,
-        chance=float(np.quantile(equal, LEVEL)),
-        # The tolerance: equal discrepancies may differ in the last bit.
-        p_value=float((1 + (equal >= discrepancy - 1e-12).sum()) / (resamples + 1)),
+        chance=float(np.quantile(np.ptp(equal / n, axis=1), LEVEL)),
+        p_value=float((1 + (_chi_squared(equal, n) >= observed - 1e-9).sum()) / (resamples + 1)),
         worst_shares=worst_shares,
         low=float(low),
         high=float(high),
     )
 
 
+def _chi_squared(correct: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Of (..., K) counts against one accuracy for all classes; 0 where all or none are right."""
+    pooled = correct.sum(axis=-1, keepdims=True) / n.sum()
+    spread_of_one = np.maximum(pooled * (1 - pooled), 1e-12) / n
+    return ((correct / n - pooled) ** 2 / spread_of_one).sum(axis=-1)
+
+
 def weakness(table: ClassTable) -> np.ndarray:
     """p values (K,) that a class is no less accurate than all others together; NaN where there is nothing to compare.
 
-    One-sided Fisher tests, adjusted for their number (Benjamini & Hochberg 1995): of the classes called weak at a p value
-    below 0.05, about one in 20 is expected to be none.
+    One-sided Fisher tests, adjusted for their number (Benjamini & Hochberg 1995): of the classes called weak at a p
+    value below 0.05, about one in 20 is expected to be none.
     """
     found = np.full(len(table.n), np.nan)
     total, right = int(table.n.sum()), int(table.correct.sum())

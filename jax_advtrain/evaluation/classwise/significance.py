@@ -36,9 +36,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return float(stats.binomtest(only_first, total).pvalue) if total else 1.0
 
 
-def paired_difference(
-    first: np.ndarray, second: np.ndarray, *, resamples: int = 1000, seed: int = 0
-) -> Difference:
+def paired_difference(first: np.ndarray, second: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> Difference:
     """`first` - `second`, sample by sample.
 
     Args:

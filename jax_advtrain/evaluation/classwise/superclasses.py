@@ -70,7 +70,9 @@ def read(path: str | os.PathLike, class_names: Sequence[str]) -> Superclasses:
     if not (
         isinstance(table, dict)
         and table
-        and all(isinstance(members, list) and all(isinstance(one, str) for one in members) for members in table.values())
+        and all(
+            isinstance(members, list) and all(isinstance(one, str) for one in members) for members in table.values()
+        )
     ):
         raise ValueError(f'{where} must hold {{"super-class": ["class", ...], ...}}')
     named = [name for members in table.values() for name in members]

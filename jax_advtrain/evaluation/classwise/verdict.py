@@ -67,7 +67,9 @@ def _weak(worst, names) -> list[str]:
     if mean is None:
         return []
     by_accuracy = sorted(weak, key=lambda k: rows[k]["accuracy"])
-    few = [f"{names[k]} ({rows[k]['accuracy']:.1%}, {rows[k]['low']:.1%} to {rows[k]['high']:.1%})" for k in by_accuracy]
+    few = [
+        f"{names[k]} ({rows[k]['accuracy']:.1%}, {rows[k]['low']:.1%} to {rows[k]['high']:.1%})" for k in by_accuracy
+    ]
     more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
     found = [f"weak beyond noise: {', '.join(few[:_NAMED]) + more if few else 'no class'}"]
     if below:
@@ -153,8 +155,8 @@ def _confidence(facts) -> list[str]:
     if best == plain or found["p_values"][best] >= SIGNIFICANT:
         return [f"temperature: none finds more than PGD-{found['num_steps']} itself, beyond noise"]
     return [
-        f"temperature: PGD-{found['num_steps']} at T = {found['temperatures'][best]:g} finds {100 * gain:.1f} points more "
-        "than at T = 1: the plain attack is too weak for this model"
+        f"temperature: PGD-{found['num_steps']} at T = {found['temperatures'][best]:g} finds {100 * gain:.1f} points "
+        "more than at T = 1: the plain attack is too weak for this model"
     ]
 
 
