@@ -164,10 +164,10 @@ def _draw(axes: Axes, figure, shares: np.ndarray, names: Sequence[str], what: st
         shown = np.where(shown > 0, shown, np.nan)
     else:
         scale = dict(vmin=0, vmax=top)
-    place = dict(interpolation="nearest", extent=(-0.5, size - 0.5, size - 0.5, -0.5))
+    place: dict[str, Any] = dict(interpolation="nearest", extent=(-0.5, size - 0.5, size - 0.5, -0.5))
     image = axes.imshow(shown, cmap=style.DENSITY, **scale, **place)
     if hide_own and size <= MOST_NAMED:
-        axes.imshow(np.where(own, 1.0, np.nan), cmap=ListedColormap([_OWN]), vmin=0, vmax=1, **place)  # pyright: ignore[reportArgumentType]
+        axes.imshow(np.where(own, 1.0, np.nan), cmap=ListedColormap([_OWN]), vmin=0, vmax=1, **place)
     if size <= MOST_WRITTEN:
         for i, j in np.ndindex(size, size):
             if shares[i, j] >= 0.0005:
@@ -197,7 +197,8 @@ def _pooled(values: np.ndarray, block: int) -> np.ndarray:
 
 
 def _ticks(axes: Axes, names: Sequence[str], size: float) -> None:
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    upright = len(names) <= 12 and max(map(len, names)) <= 5
+    axes.set_xticks(range(len(names)), names, rotation=0 if upright else 90, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.tick_params(length=0)
 
@@ -207,7 +208,7 @@ def _mark_groups(axes: Axes, borders: np.ndarray, group_names: Sequence[str], si
     for start, end in itertools.pairwise(edges):
         low, high = start - 0.5, end - 0.5
         square = ([low, high, high, low, low], [low, low, high, high, low])
-        axes.plot(*square, color=style.ORANGE, linewidth=1.0)
+        axes.plot(*square, color=style.ORANGE, linewidth=1.8)
     if size > MOST_WRITTEN:
         for (start, end), name in zip(itertools.pairwise(edges), group_names, strict=True):
             axes.text(size, (start + end - 1) / 2, name, fontsize=6, va="center", color=style.BLACK)

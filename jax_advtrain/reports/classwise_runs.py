@@ -64,7 +64,13 @@ def homing(content: Mapping[str, Any], path: str | os.PathLike, *, title: str = 
     errors = np.maximum(0, [share - [one["low"] for one in classes], [one["high"] for one in classes] - share])
     axes.bar(x - 0.2, share, 0.4, yerr=errors, color=style.RED, error_kw=dict(elinewidth=1.2),
              label="attacked into the class")  # fmt: skip
-    axes.bar(x + 0.2, [one["others_share"] or 0 for one in classes], 0.4, color=style.SKY, label="all others")
+    axes.bar(
+        x + 0.2,
+        [one["others_share"] or 0 for one in classes],
+        0.4,
+        color=style.SKY,
+        label="attacked into another class",
+    )
     upright = max(len(one["left_out"]) for one in classes) <= 8 and len(classes) <= 12
     axes.set_xticks(
         x, [f"{one['left_out']}\n({one['attacked_into']})" for one in classes], rotation=0 if upright else 90

@@ -186,9 +186,13 @@ def _draw(config: Any, target: Path, facts: dict[str, Any], data: Dataset) -> No
             what="mean probability",
             title=f"{title}: what the model believes under {believed}",
         ),
-        "weight_norm": lambda path: pictures.weight_norms(facts, path, title=title),
-        "epochs": lambda path: pictures.epochs(facts, path, title=f"{config.defense.name} on {data.name}, validation"),
     }
+    if facts["weight_norm"]["why_not"] is None:
+        drawings["weight_norm"] = lambda path: pictures.weight_norms(facts, path, title=title)
+    if facts["epochs"]["why_not"] is None:
+        drawings["epochs"] = lambda path: pictures.epochs(
+            facts, path, title=f"{config.defense.name} on {data.name}, validation"
+        )
     if facts["superclasses"] is not None:
         drawings["superclasses"] = lambda path: maps.groups_flow(facts, path, attack=WORST_OF, title=title)
     if facts["temperature"] is not None:

@@ -81,17 +81,17 @@ def temperature_table(
       found: {temperature: (right (bool (N,)), score (float (N,)), the logit margin max_{j != y} z_j - z_y)}.
     """
     right = np.stack([one for one, _ in found.values()])
-    score = np.stack([np.nan_to_num(one, nan=np.finfo(np.float32).min) for _, one in found.values()])
+    score = np.stack([np.nan_to_num(one, nan=float(np.finfo(np.float32).min)) for _, one in found.values()])
     # A wrong sample beats a right one, then the larger margin; argmax keeps the earlier of a tie.
     winner = np.argmax(np.where(right.all(axis=0) | ~right, score, -np.inf), axis=0)
     # The class wants attack results; these two fields are what it reads.
-    strongest: object = _Strongest(winner, right.all(axis=0))
+    strongest: object = _Strongest(winner, np.asarray(right.all(axis=0)))
     winners = winners_by_class(strongest, labels, num_classes, len(found))  # pyright: ignore[reportArgumentType]
     plain = found.get(1.0)
     return Temperatures(
         temperatures=np.array(list(found), np.float64),
         accuracy=np.stack([class_table(labels, one, num_classes).accuracy for one in right]),
-        worst=class_table(labels, right.all(axis=0), num_classes).accuracy,
+        worst=class_table(labels, np.asarray(right.all(axis=0)), num_classes).accuracy,
         winners=np.asarray(winners),
         p_values=np.array([np.nan if plain is None else mcnemar(one, plain[0]) for one in right]),
     )

@@ -10,6 +10,7 @@ from scipy import stats
 from jax_advtrain.evaluation.classwise.per_class import LEVEL
 
 _WIDTH = stats.norm.ppf((1 + LEVEL) / 2)  # standard deviations of half a normal interval
+_DRAWS = 200  # enough for a standard deviation; Kendall's of a pair takes half a millisecond
 
 
 class Agreement(NamedTuple):
@@ -44,7 +45,7 @@ def agreement(names: Sequence[str], accuracies: np.ndarray, resampled: np.ndarra
     found: dict[str, np.ndarray] = {}
     for name, coefficient in (("spearman", spearman), ("kendall", kendall)):
         found[name] = coefficient(accuracies)
-        half = _WIDTH * _deviation(np.stack([coefficient(one) for one in resampled]))
+        half = _WIDTH * _deviation(np.stack([coefficient(one) for one in resampled[:_DRAWS]]))
         found[f"{name}_low"] = np.clip(found[name] - half, -1, 1)
         found[f"{name}_high"] = np.clip(found[name] + half, -1, 1)
     return Agreement(names=tuple(names), **found)
@@ -60,18 +61,19 @@ def kendall(accuracies: np.ndarray) -> np.ndarray:
     has_order = np.ptp(accuracies, axis=-1) > 0
     found = np.diag(np.where(has_order, 1.0, np.nan))
     for i, j in itertools.combinations(range(len(accuracies)), 2):
-        there = has_order[i] and has_order[j]
-        found[i, j] = found[j, i] = stats.kendalltau(accuracies[i], accuracies[j]).statistic if there else np.nan
+        if has_order[i] and has_order[j]:
+            coefficient, _ = stats.kendalltau(accuracies[i], accuracies[j])  # pyright: ignore[reportGeneralTypeIssues]
+            found[i, j] = found[j, i] = coefficient
+        else:
+            found[i, j] = found[j, i] = np.nan
     return found
 
 
 def _cosines(rows: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(rows, axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = np.clip(rows @ rows.T / lengths[:, None] / lengths[None, :], -1, 1)
-    alike = lengths > 0
-    found[np.ix_(alike, alike)] += np.diag(1 - np.diag(found)[alike])  # a row with itself: 1, not 1 - 1e-16
-    return found
+        found = rows @ rows.T / lengths[:, None] / lengths[None, :]
+    return np.clip(np.round(found, 12), -1, 1)  # what agrees wholly is 1, not 1 - 1e-16
 
 
 def _deviation(draws: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def write(folder: str | os.PathLike, facts: Mapping[str, Any], arrays: Mapping[s
     check(facts)
     folder = Path(folder)
     if arrays is not None:
-        kept = {name: np.asarray(values) for name, values in arrays.items()}
+        kept: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
         write_atomically(folder / ARRAYS_NAME, lambda file: np.savez_compressed(file, **kept))
     for name, rows in tables(facts).items():
         write_table(folder / f"{name}.csv", rows)

@@ -67,9 +67,13 @@ def strongest_edges(counts: np.ndarray, limit: int = 20) -> list[Edge]:
     for i, j in zip(sources[order].tolist(), targets[order].tolist(), strict=True):
         low, high = wilson(counts[i, j : j + 1], n[i : i + 1])
         table = [[counts[i, j], n[i] - counts[i, j]], [counts[j, i], n[j] - counts[j, i]]]
-        both = (float(shares[j, i]), float(stats.fisher_exact(table)[1])) if n[j] else (np.nan, np.nan)
+        both = (float(shares[j, i]), _fisher(table)) if n[j] else (np.nan, np.nan)
         edges.append(Edge(i, j, int(counts[i, j]), float(shares[i, j]), float(low[0]), float(high[0]), *both))
     return edges
+
+
+def _fisher(table: Sequence[Sequence[int]]) -> float:
+    return float(stats.fisher_exact(table)[1])  # pyright: ignore[reportArgumentType]
 
 
 def symmetry(counts: np.ndarray) -> float:
@@ -87,11 +91,11 @@ def grouped(counts: np.ndarray, groups: Sequence[int]) -> Grouped:
       counts: (K, K).
       groups: (K,) number of the super-class of each class, 0..G-1.
     """
-    groups = np.asarray(groups)
-    one_hot = groups[:, None] == np.arange(groups.max() + 1)
+    of = np.asarray(groups)
+    one_hot = of[:, None] == np.arange(of.max() + 1)
     off = np.where(np.eye(len(counts), dtype=bool), 0, counts)
-    same = groups[:, None] == groups[None, :]
-    chance = (same.sum(axis=1) - 1) / max(1, len(groups) - 1)
+    same = of[:, None] == of[None, :]
+    chance = (same.sum(axis=1) - 1) / max(1, len(of) - 1)
     fooled = off.sum()
     return Grouped(
         matrix=one_hot.T.astype(np.int64) @ counts @ one_hot.astype(np.int64),

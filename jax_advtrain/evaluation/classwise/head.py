@@ -61,7 +61,8 @@ def norm_relation(kernel: np.ndarray, accuracy: np.ndarray) -> NormRelation:
     x, y = norms[there], accuracy[there]
     if there.sum() < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return NormRelation(norms, *[float("nan")] * 4)
-    pearson, rank = stats.pearsonr(x, y), stats.spearmanr(x, y)
-    return NormRelation(
-        norms, float(pearson.statistic), float(pearson.pvalue), float(rank.statistic), float(rank.pvalue)
-    )
+    found: list[float] = []
+    for correlation in (stats.pearsonr, stats.spearmanr):
+        coefficient, p_value = correlation(x, y)  # pyright: ignore[reportGeneralTypeIssues, reportAssignmentType]
+        found += [float(coefficient), float(p_value)]  # pyright: ignore[reportArgumentType]
+    return NormRelation(norms, *found)

@@ -19,8 +19,8 @@ class Home(NamedTuple):
       attacked_into: those that attacks took into the class; still: of these, those that the model without the class
         gets wrong, clean or attacked; share: still / attacked_into, NaN where there is none; low, high: its 95% Wilson
         interval.
-      others: those that the full model resisted or that went elsewhere; others_fooled, others_share: likewise.
-        Retraining alone changes which images fall, so `share` is to be read beside this one.
+      others: those that attacks took into another class; others_fooled, others_share: likewise. Retraining alone
+        changes which images fall, so `share` is to be read beside this one: homing is where it is clearly smaller.
       sources: {class number: (count, still)} of the attacked_into. targets: {class number: count}, where the still
         fooled go.
     """
@@ -67,11 +67,12 @@ def home(full: Observed, without: Observed, kept: Sequence[int], attack: str) ->
         raise ValueError("homing: the same image has another class in the run without the class")
     labels = full.labels[wanted]
     was_right = full.clean_right[wanted]
-    into = was_right & (full.predictions[attack][wanted] == left[0])
+    fooled_into = full.predictions[attack][wanted]
+    into = was_right & (fooled_into == left[0])
     clean, attacked = (translate[one[found]] for one in (without.clean_prediction, without.predictions[attack]))
     wrong = (clean != labels) | (attacked != labels)
     goes = np.where(clean != labels, clean, attacked)  # wrong without any attack: there it is already
-    still, rest = into & wrong, was_right & ~into
+    still, rest = into & wrong, was_right & ~into & (fooled_into != labels)
     low, high = wilson(np.array([still.sum()]), np.array([into.sum()]))
     return Home(
         left_out=full.class_names[left[0]],
@@ -127,7 +128,7 @@ def line(one: Mapping[str, Any], class_names: Sequence[str]) -> str:
         return f"{one['left_out']}: no image was attacked into it"
     targets = sorted(one["targets"], key=lambda target: -target["count"])[:3]
     goes = ", ".join(f"{class_names[target['target']]} {target['count']}" for target in targets)
-    others = "" if one["others_share"] is None else f", against {one['others_share']:.0%} of the others"
+    others = "" if one["others_share"] is None else f", against {one['others_share']:.0%} of those attacked elsewhere"
     return (
         f"{one['left_out']}: {one['attacked_into']} images were attacked into it; without the class {one['share']:.0%} "
         f"of them (95%: {one['low']:.0%} to {one['high']:.0%}) can still be attacked{others}"

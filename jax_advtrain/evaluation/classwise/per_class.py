@@ -113,7 +113,8 @@ def spread(table: ClassTable, *, resamples: int = 2000, seed: int = 0) -> Spread
     """How far the classes lie apart, and whether that is more than noise; see `Spread`."""
     there = np.flatnonzero(table.n > 0)
     if not there.size:
-        return Spread(*[np.nan] * 2, -1, np.nan, -1, *[np.nan] * 5, np.zeros(len(table.n)), *[np.nan] * 2)
+        unknown = dict.fromkeys(Spread._fields, np.nan)
+        return Spread(**{**unknown, "best_class": -1, "worst_class": -1, "worst_shares": np.zeros(len(table.n))})
     n, accuracy = table.n[there], table.accuracy[there]
     rng = np.random.default_rng(seed)
     pooled = table.correct.sum() / n.sum()

@@ -78,6 +78,6 @@ def between_seeds(first: np.ndarray, second: np.ndarray) -> float:
     """
     if len(first) < 2 or len(second) < 2:
         return float("nan")
-    if np.ptp(first) == 0 and np.ptp(second) == 0:
-        return float(first[0] == second[0])
-    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+    if max(np.ptp(first), np.ptp(second)) < 1e-12:
+        return float(abs(first[0] - second[0]) < 1e-12)
+    return float(stats.ttest_ind(first, second, equal_var=False)[1])  # pyright: ignore[reportArgumentType]
