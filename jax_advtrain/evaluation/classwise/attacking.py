@@ -31,11 +31,11 @@ _BYTES_HELD = 64 * 2**20  # of attacked images
 
 class Answers(NamedTuple):
     """What the model says of the attacked images: prediction int (N,), score (N,), the logit margin, probabilities
-    float32 (N, outputs)."""
+    float32 (N, outputs), or None where they were not asked for."""
 
     prediction: np.ndarray
     score: np.ndarray
-    probabilities: np.ndarray
+    probabilities: np.ndarray | None
 
 
 @partial(jax.jit, static_argnames=("mesh",))
@@ -59,6 +59,7 @@ def attacked_answers(
     epsilon: float,
     seed: int,
     batch_size: int = 256,
+    believe: bool = True,
     state_path: str | os.PathLike | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Answers:
@@ -66,10 +67,11 @@ def attacked_answers(
 
     Args:
       logits_fn: a pytree (`as_pytree`).
+      believe: ask for probabilities too.
       state_path: where interrupted work goes on; one file a part, "<path>-<part>.npz".
     """
     size = max(batch_size, _BYTES_HELD // (4 * math.prod(data.image_shape)))
-    found = []
+    found, believed = [], []
     for number, first in enumerate(range(0, len(data), size)):
         part = _rows(data, slice(first, first + size))
         one = attack_dataset(
@@ -81,13 +83,16 @@ def attacked_answers(
             epsilon=epsilon,
             seed=seed,
             batch_size=batch_size,
-            keep_images=True,
+            keep_images=believe,
             progress=lambda done, first=first: progress(first + done),
             state_file=None if state_path is None else Path(f"{state_path}-{number}.npz"),
         )
-        assert one.images is not None
-        found.append(Answers(one.prediction, one.score, _believed(logits_fn, part, one.images, mesh, seed, batch_size)))
-    return Answers(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+        found.append((one.prediction, one.score))
+        if believe:
+            assert one.images is not None
+            believed.append(_believed(logits_fn, part, one.images, mesh, seed, batch_size))
+    joined = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return Answers(*joined, np.concatenate(believed) if believe else None)
 
 
 def _believed(logits_fn, data: Dataset, images: np.ndarray, mesh: Mesh, seed: int, batch_size: int) -> np.ndarray:

@@ -98,7 +98,9 @@ def diagnose(
     check_number("temperatures", sweep, positive=True)
     total, done = (1 + len(built) + len(sweep)) * len(data), 0
 
-    def run(what: str, attack: attack_room.Attack | None, seed_name: str):
+    believed = {}
+
+    def run(what: str, attack: attack_room.Attack | None, seed_name: str, *, believe: bool = True):
         nonlocal done
         found = attacked_answers(
             attack,
@@ -109,11 +111,14 @@ def diagnose(
             epsilon=0.0 if attack is None else epsilon,
             seed=name_seed(seed, seed_name),
             batch_size=batch_size,
+            believe=believe,
             state_path=None if state_folder is None or attack is None else Path(state_folder) / what,
             progress=lambda count: progress(what, (done + count) / total),
         )
         done += len(data)
-        return found
+        if found.probabilities is not None:  # summed at once: of many classes they are large
+            believed[what] = class_confidence(data.labels, found.probabilities, len(names))
+        return found._replace(probabilities=None)
 
     clean = run(CLEAN, None, CLEAN)
     found = {name: run(name, attack, name) for name, attack in built.items()}
@@ -130,10 +135,9 @@ def diagnose(
         )
         for value in sweep
     }
-    swept = {value: run(f"temperature-{value:g}", attack, "temperature sweep") for value, attack in ascents.items()}
-    believed = {
-        name: class_confidence(data.labels, one.probabilities, len(names))
-        for name, one in {CLEAN: clean, **found}.items()
+    swept = {
+        value: run(f"temperature-{value:g}", attack, "temperature sweep", believe=False)
+        for value, attack in ascents.items()
     }
     whole = {
         **seen.predictions,
