@@ -19,6 +19,10 @@ MODES = {
     "train": "train, then evaluate and draw; started again it goes on, or says that all is done",
     "evaluate": "attack a checkpoint of a workdir again, into eval/<config.eval.name>",
     "margins": "estimate the margin of every sample of a split, into eval/<name>/margins.npz",
+    "diagnose": "class by class: which are weak, where their images go, how sure that is, into diagnosis/; with "
+    "--workdirs several runs beside each other",
+    "homing": "train again without the class config.analysis.leave_out (or all), into homing/<class>, and see which "
+    "images that were attacked into it can still be attacked",
     "export": "write a checkpoint's weights as safetensors, into export/<config.eval.name>",
 }
 _USAGE = """Trains a classifier with IMA (per-sample margins) or another defense, attacks it, and draws the results.
@@ -34,6 +38,8 @@ Flags:
                         others take it from the --workdir of a run
   --config.FIELD=VALUE  another value of one of its fields; --config=FILE --help lists them
   --workdir=DIR         where the run lies (default runs/<config name>)
+  --workdirs=A,B,...    of --mode=diagnose: runs to compare; then --workdir is where the comparison goes (default: the
+                        folder comparison beside the first)
   --mode=MODE           {modes}
   --multihost           one of several processes, found by Slurm or the like, or by the environment:
                         JAX_COORDINATOR_ADDRESS=HOST:PORT of the first, JAX_NUM_PROCESSES, JAX_PROCESS_ID
@@ -50,6 +56,7 @@ class Asked(NamedTuple):
     mode: str
     workdir: Path
     multihost: bool
+    workdirs: tuple[Path, ...] = ()
 
 
 def read(argv: list[str]) -> Asked | None:
@@ -67,7 +74,10 @@ def read(argv: list[str]) -> Asked | None:
     plain_flags = _flags()
     # Config flags are not defined yet, for the config may lie in the workdir.
     _parse(plain_flags, [argument for argument in rest if not _is_override(argument)], known_only=True)
-    config, folder = _config(path, plain_flags.mode, plain_flags.workdir)
+    workdirs = _workdirs(plain_flags)
+    config, folder = _config(path, plain_flags.mode, str(workdirs[0]) if workdirs else plain_flags.workdir)
+    if workdirs:
+        folder = Path(plain_flags.workdir or workdirs[0].parent / "comparison")
     if wants_help:
         print(f"{_usage()}\nFields of {path}:")
         for name, value in _fields(config):
@@ -79,15 +89,23 @@ def read(argv: list[str]) -> Asked | None:
     left = _parse(all_flags, rest)
     if len(left) > 1:
         raise ConfigError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE (--help lists the flags)")
-    return Asked(holder.value, all_flags.mode, folder, all_flags.multihost)
+    return Asked(holder.value, all_flags.mode, folder, all_flags.multihost, workdirs)
 
 
 def _flags() -> flags.FlagValues:
     found = flags.FlagValues()
     flags.DEFINE_enum("mode", "train", list(MODES), "", flag_values=found)
     flags.DEFINE_string("workdir", None, "", flag_values=found)
+    flags.DEFINE_list("workdirs", [], "", flag_values=found)
     flags.DEFINE_bool("multihost", False, "", flag_values=found)
     return found
+
+
+def _workdirs(given: flags.FlagValues) -> tuple[Path, ...]:
+    folders = tuple(Path(folder.strip()) for folder in given.workdirs if folder.strip())
+    if folders and given.mode != "diagnose":
+        raise ConfigError(f"--workdirs compares runs in --mode=diagnose; --mode={given.mode} takes one --workdir")
+    return folders
 
 
 def _parse(found: flags.FlagValues, argv: list[str], *, known_only: bool = False) -> list[str]:

@@ -56,6 +56,11 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
         batch_size; figures = images in the gallery; check_samples = on how many samples `check_model` looks for
         signs that the attacks fail on this model, at the monitor's norm and radius (0 = not; it costs time).
       margins: of --mode=margins: norm, rising radii, num_steps, split, num_samples.
+      analysis: of --mode=diagnose and homing (checkpoint: eval.checkpoint). name = folder diagnosis-<name> ("" =
+        diagnosis); attacks, from weak to strong, at one norm and radius (None = the monitor's); split, num_samples
+        (None = all), from the front; temperatures of the sweep (() = none) of PGD with temperature_steps;
+        superclasses = a JSON file {"super-class": ["class", ...]} ("" = those known for the set); resamples of every
+        bootstrap; leave_out = the class, or "all", that homing trains without; homing_attacks = what it attacks with.
     """
     return ml_collections.ConfigDict(_settable(_defaults(defense, model)))
 
@@ -125,6 +130,20 @@ def _defaults(defense: str, model: str) -> dict[str, Any]:
             "num_steps": 20,
             "split": "test",
             "num_samples": None,
+        },
+        "analysis": {
+            "name": "",
+            "attacks": ("fgsm, pgd:num_steps=20, pgd:num_steps=100, pgd:temperature=0.2:num_steps=100, autoattack"),
+            "norm": None,
+            "epsilon": None,
+            "split": "test",
+            "num_samples": 2000,
+            "temperatures": (1.0, 0.2, 0.1, 0.02),
+            "temperature_steps": 20,
+            "superclasses": "",
+            "resamples": 1000,
+            "leave_out": "",
+            "homing_attacks": "pgd:num_steps=20, pgd:num_steps=20:loss=lm",
         },
     }
 

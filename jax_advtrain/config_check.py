@@ -23,6 +23,7 @@ from jax_advtrain.training.monitor import monitored_radius
 _WHOLE_NUMBERS = (
     *("epochs", "batch_size", "num_shards", "accumulate", "monitor.every", "monitor.num_samples", "checkpoint.keep"),
     *("checkpoint.every_epochs", "eval.batch_size", "margins.num_steps"),
+    *("analysis.temperature_steps", "analysis.resamples"),
 )
 _LOSSES_OF_ONE_LOGIT, _LOSSES_OF_SEVERAL = ("bce", "lmb"), ("ce", "lm", "slm")
 _SPLITS = ("train", "validation", "test")
@@ -48,15 +49,37 @@ def validate(config: Any, num_devices: int) -> None:
         optim.build(config.optimizer, steps_per_epoch=1, epochs=config.epochs)
         norm, epsilon = monitored_radius(config)
         radii = {norm: tuple(config.eval[f"epsilons_{norm}"]) for norm in NORMS}
-        for section, epsilons in (("eval", radii), ("monitor", {norm: (epsilon,)})):
-            members = suite.parse_all(suite.texts(config[section].attacks), where=f"{section}.attacks")
-            suite.check_norms(members, epsilons, where=f"{section}.attacks")
+        norm_analysed, epsilon_analysed = analysed_radius(config)
+        analysed = {norm_analysed: (epsilon_analysed,)}
+        for section, field, epsilons in (
+            ("eval", "attacks", radii),
+            ("monitor", "attacks", {norm: (epsilon,)}),
+            ("analysis", "attacks", analysed),
+            ("analysis", "homing_attacks", analysed),
+        ):
+            members = suite.parse_all(suite.texts(config[section][field]), where=f"{section}.{field}")
+            suite.check_norms(members, epsilons, where=f"{section}.{field}")
+            if section == "analysis" and not members:
+                raise ConfigError(f"{section}.{field} is empty; name one attack or more")
         check_radii(tuple(config.margins.radii))
         data.augment.build(tuple(config.data.augment))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except TypeError as error:
         raise ConfigError(f"a config value has the wrong type: {error}") from error
+
+
+def analysed_radius(config: Any) -> tuple[str, float]:
+    """Norm and radius of the class-wise analysis: as given, else the monitor's.
+
+    Raises:
+      ConfigError: another norm than the monitor's, and no radius.
+    """
+    norm, epsilon = monitored_radius(config)
+    given = config.analysis.norm or norm
+    if given != norm and config.analysis.epsilon is None:
+        raise ConfigError(f"analysis.norm is {given!r}, the monitor's {norm!r}; give analysis.epsilon too")
+    return given, float(config.analysis.epsilon or epsilon)
 
 
 def _plain_values(where: str, value: Any) -> None:
@@ -106,7 +129,7 @@ def _numbers(config: Any, num_devices: int) -> None:
         _whole(name, _at(config, name), 1)
     for name in ("eval.figures", "eval.check_samples"):
         _whole(name, _at(config, name), 0)
-    for name in ("eval.num_samples", "margins.num_samples", "patience"):
+    for name in ("eval.num_samples", "margins.num_samples", "analysis.num_samples", "patience"):
         if _at(config, name) is not None:
             _whole(name, _at(config, name), 1)
     if config.num_shards % num_devices:
@@ -135,25 +158,34 @@ def _numbers(config: Any, num_devices: int) -> None:
                 raise ConfigError(f"optimizer.{field} holds {value!r}; give finite numbers from 0")
     for name in ("eval.epsilons_linf", "eval.epsilons_l2", "eval.epsilons_l1", "margins.radii"):
         _radii(name, _at(config, name))
-    if config.monitor.epsilon is not None:
-        _radii("monitor.epsilon", (config.monitor.epsilon,))
+    for name in ("monitor.epsilon", "analysis.epsilon"):
+        if _at(config, name) is not None:
+            _radii(name, (_at(config, name),))
+    for value in config.analysis.temperatures:
+        if not (_is_number(value) and value > 0):
+            raise ConfigError(f"analysis.temperatures holds {value!r}; give finite numbers above 0")
+    for name in ("analysis.superclasses", "analysis.leave_out"):
+        if not isinstance(_at(config, name), str):
+            raise ConfigError(f"{name} is {_at(config, name)!r}; give a text")
 
 
 def _names(config: Any) -> None:
-    for section in ("eval", "margins"):
+    for section in ("eval", "margins", "analysis"):
         if config[section].split not in _SPLITS:
             raise ConfigError(unknown_name(f"{section}.split", config[section].split, _SPLITS))
-    for section in ("margins", "monitor"):
+    for section in ("margins", "monitor", "analysis"):
         name = config[section].norm
-        if name not in NORMS and not (name is None and section == "monitor"):
+        if name not in NORMS and not (name is None and section != "margins"):
             raise ConfigError(unknown_name(f"{section}.norm", name, NORMS))
     if config.eval.checkpoint not in (LAST, BEST):
         raise ConfigError(unknown_name("eval.checkpoint", config.eval.checkpoint, (LAST, BEST)))
     for name in suite.texts(config.eval.after_training):
         if name not in (LAST, BEST):
             raise ConfigError(unknown_name("eval.after_training", name, (LAST, BEST)))
-    if config.eval.name and not _FOLDER_NAME.fullmatch(config.eval.name):
-        raise ConfigError(f"eval.name is {config.eval.name!r}; give one folder name of letters, digits and _ . + -")
+    for section in ("eval", "analysis"):
+        name = config[section].name
+        if name and not (isinstance(name, str) and _FOLDER_NAME.fullmatch(name)):
+            raise ConfigError(f"{section}.name is {name!r}; give one folder name of letters, digits and _ . + -")
     _model(config.model)
 
 

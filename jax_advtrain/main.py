@@ -13,7 +13,17 @@ from typing import Any
 
 from jax_advtrain import command_line
 from jax_advtrain.errors import ConfigError
-from jax_advtrain.studies import beside, evaluations, exporting, opening, runs, surveys
+from jax_advtrain.studies import (
+    beside,
+    comparing,
+    diagnosis,
+    evaluations,
+    exporting,
+    homing,
+    opening,
+    runs,
+    surveys,
+)
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.loop import Diverged, Stopped
 
@@ -27,6 +37,12 @@ def run(asked: command_line.Asked, display: Display) -> None:
         evaluations.evaluate_run(config, asked.workdir, display)
     elif asked.mode == "margins":
         surveys.survey_run(config, asked.workdir, display)
+    elif asked.mode == "diagnose" and asked.workdirs:
+        comparing.compare_runs(config, asked.workdirs, asked.workdir, display)
+    elif asked.mode == "diagnose":
+        diagnosis.diagnose_run(config, asked.workdir, display)
+    elif asked.mode == "homing":
+        homing.home_run(config, asked.workdir, display)
     elif asked.mode == "export":
         exporting.export_run(config, asked.workdir, display)
     elif config.beside:

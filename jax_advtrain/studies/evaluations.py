@@ -115,7 +115,7 @@ def evaluate_state(
         if there is not None:
             if there["step"] == settings["step"] and not replace:
                 refuse_other_settings(config, target, which)
-            _move_aside(target, there["step"], display)
+            move_aside(target, there["step"], display)
         if twin is not None and workdir.agreed(_is_same_but_for_name(standing(twin), settings)):
             display.say(f"the {which} checkpoint is that of {twin}, which is evaluated already")
             found = results.read_results(twin)
@@ -134,7 +134,8 @@ def _is_same_but_for_name(there: dict[str, Any] | None, settings: dict[str, Any]
     return there is not None and {**there, "checkpoint": None} == {**settings, "checkpoint": None}
 
 
-def _move_aside(target: Path, step: int, display: Display) -> None:
+def move_aside(target: Path, step: int, display: Display) -> None:
+    """Keeps what a folder holds of an earlier step, as <folder>.step-<number>."""
     aside, number = target.with_name(f"{target.name}.step-{step}"), 0
     while aside.exists():
         number += 1

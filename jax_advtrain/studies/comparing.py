@@ -1,0 +1,183 @@
+"""Several workdirs' diagnoses side by side: seeds of one method together, methods against each other."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jax_advtrain import config as configs
+from jax_advtrain.config_check import analysed_radius
+from jax_advtrain.errors import ConfigError
+from jax_advtrain.evaluation.classwise import comparing, files, observations
+from jax_advtrain.reports import classwise_flow as maps
+from jax_advtrain.reports import classwise_runs as pictures
+from jax_advtrain.studies import diagnosis, opening
+from jax_advtrain.training import workdir
+from jax_advtrain.training.display import Display
+
+_SETTINGS_NAME = "settings.json"
+# A place of its own for every run's data; where the command line changed one, it holds for all runs.
+_FREE_DATA_FIELDS = ("data_dir", "path", "max_ram_gb")
+
+
+def compare_runs(config: Any, folders: Sequence[Path], target: Path, display: Display | None = None) -> dict[str, Any]:
+    """Diagnoses each workdir (what is diagnosed already is not diagnosed again) and compares them into a folder.
+
+    Args:
+      config: that of the first workdir, with what the command line changed; its section `analysis` and its
+        eval.checkpoint hold for all.
+      folders: workdirs, two or more.
+      target: where the comparison goes; one of other runs or settings in it is refused.
+
+    Returns:
+      The content of <target>/classwise.json.
+
+    Raises:
+      ConfigError: before any attack: no such run, runs over different classes, samples or radii, another comparison
+        there.
+    """
+    display = display or Display()
+    if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError("--workdirs needs two folders or more, each once, with commas between them")
+    of_runs = [_config_of(config, folders[0], folder) for folder in folders]
+    norm, epsilon = _one_radius(of_runs, folders)
+    _refuse_others(of_runs, folders)
+    settings = {
+        **{
+            name: configs.plain(config.analysis)[name]
+            for name in ("name", "attacks", "split", "num_samples", "resamples")
+        },
+        "norm": norm,
+        "epsilon": epsilon,
+        "checkpoint": config.eval.checkpoint,
+        "runs": [str(folder.resolve()) for folder in folders],
+    }
+    there = _standing(target)
+    if there is not None and there.get("settings") != settings:
+        differing = "; ".join(configs.differences(there.get("settings") or {}, settings))
+        raise ConfigError(f"{target} holds another comparison: {differing}. Give --workdir=DIR for this one")
+    if workdir.read_config(target) is not None:
+        raise ConfigError(f"{target} is the workdir of a run; give another --workdir for the comparison")
+    runs, steps = [], []
+    for one, folder, name, method in zip(of_runs, folders, _names(folders), _methods(of_runs), strict=True):
+        display.say(f"{name}: {folder}")
+        facts = diagnosis.diagnose_run(one, folder, display)
+        arrays = files.read_arrays(diagnosis.place(one, folder))
+        steps.append(facts["model"]["step"])
+        attacks = [part["attack"] for part in facts["attacks"]]
+        seen = observations.observed(
+            arrays["label"],
+            arrays["clean_prediction"],
+            {attack: arrays[f"prediction/{attack}"] for attack in attacks},
+            facts["class_names"],
+            ids=arrays["id"],
+        )
+        runs.append(comparing.Run(name, method, seen))
+    with opening.config_errors():
+        content = comparing.compare(
+            runs, norm=norm, epsilon=epsilon, split=config.analysis.split, resamples=config.analysis.resamples,
+            seed=config.seed,
+        )  # fmt: skip
+    if there is not None and there.get("steps") == steps:
+        display.say(f"{target} holds this comparison already")
+    elif workdir.is_writer():
+        if there is not None:
+            diagnosis.evaluations.move_aside(target, max(there.get("steps") or [0]), display)
+        workdir.write_json(target / _SETTINGS_NAME, {"settings": settings, "steps": steps})
+        files.write(target, content)
+    if workdir.is_writer():
+        _draw(target, content)
+    for line in content["verdict"]:
+        display.say(f"- {line}")
+    display.say(f"all of it: {target / files.FACTS_NAME}, figures beside it")
+    return content
+
+
+def _standing(target: Path) -> dict[str, Any] | None:
+    try:
+        found = workdir.read_json(target / _SETTINGS_NAME)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) and (target / files.FACTS_NAME).exists() else None
+
+
+def _config_of(config: Any, first: Path, folder: Path) -> Any:
+    """A run's own config, with the analysis and the checkpoint that are asked for."""
+    with opening.config_errors():
+        kept, of_first = workdir.read_config(folder), workdir.read_config(first)
+        if kept is None or of_first is None:
+            raise ConfigError(f"{folder} holds no run; give workdirs of trained runs")
+        own: Any = configs.from_plain(kept)
+    with own.unlocked():
+        own.analysis = copy.deepcopy(config.analysis)
+        own.eval.checkpoint, own.eval.batch_size = config.eval.checkpoint, config.eval.batch_size
+        for field in _FREE_DATA_FIELDS:
+            if config.data[field] != of_first["data"].get(field):
+                own.data[field] = config.data[field]
+    return own
+
+
+def _one_radius(of_runs: Sequence[Any], folders: Sequence[Path]) -> tuple[str, float]:
+    radii = [analysed_radius(one) for one in of_runs]
+    if len(set(radii)) > 1:
+        told = ", ".join(
+            f"{folder}: {norm} {epsilon:g}" for folder, (norm, epsilon) in zip(folders, radii, strict=True)
+        )
+        raise ConfigError(
+            f"the runs' radii differ ({told}); give one for all: --config.analysis.norm=NORM "
+            "--config.analysis.epsilon=RADIUS"
+        )
+    return radii[0]
+
+
+def _refuse_others(of_runs: Sequence[Any], folders: Sequence[Path]) -> None:
+    """Runs over different classes or samples, before anything is attacked."""
+    seen = []
+    for one, folder in zip(of_runs, folders, strict=True):
+        experiment = opening.set_up(one, folder, is_training=False)
+        data = opening.samples(experiment, "analysis", one)
+        seen.append(observations.observed(data.labels, data.labels, {}, data.class_names, ids=data.ids))
+        with opening.config_errors():
+            comparing.refuse_others(seen[0], seen[-1], (str(folders[0]), str(folder)))
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names; where two have the same, with the folder above."""
+    names = [folder.resolve().name for folder in folders]
+    return [
+        name if names.count(name) == 1 else f"{folder.resolve().parent.name}/{name}"
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _methods(of_runs: Sequence[Any]) -> list[str]:
+    """What tells methods apart, all but the seed: the defense, and of several with one name the fields that differ."""
+    identities = [_flat({**configs.identity(one), "seed": None}) for one in of_runs]
+    names = [str(one["defense.name"]) for one in identities]
+    methods = []
+    for own, name in zip(identities, names, strict=True):
+        alike = [other for other, its in zip(identities, names, strict=True) if its == name]
+        fields = [field for field in own if any(other.get(field) != own[field] for other in alike)]
+        told = ", ".join(f"{field.removeprefix('defense.')}={own[field]}" for field in fields)
+        methods.append(f"{name} ({told})" if told else name)
+    return methods
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, part in value.items():
+        found |= _flat(part, f"{prefix}{name}.") if isinstance(part, dict) else {prefix + name: part}
+    return found
+
+
+def _draw(target: Path, content: dict[str, Any]) -> None:
+    rank = content["consistency"]
+    drawings = {
+        "accuracy": lambda path: pictures.methods(content, path),
+        "consistency": lambda path: maps.correlations(
+            rank["names"], rank["spearman"], rank["spearman_low"], rank["spearman_high"], path
+        ),
+    }
+    for name, draw in drawings.items():
+        if not (target / f"{name}.png").exists():
+            draw(target / f"{name}.png")
