@@ -40,8 +40,8 @@ class Epochs(NamedTuple):
 
 
 def from_log(lines: Sequence[Mapping[str, Any]], *, resamples: int = 1000, seed: int = 0) -> Epochs | None:
-    """Reads lines of metrics.jsonl whose validation.per_class holds {clean, robust: {n, correct}}, counts with one entry
-    a class; None where no line has any."""
+    """Reads lines of metrics.jsonl whose validation.per_class holds {clean, robust: {n, correct}}, counts with one
+    entry a class; None where no line has any."""
     logged = [
         (line["epoch"], line["validation"]["per_class"])
         for line in lines
