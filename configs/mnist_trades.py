@@ -2,7 +2,8 @@
 
 The first 10,000 training images; network, optimizer and evaluation as in mnist_pgd_at.py.
 
-Not measured.
+Not measured to the end. After 8 of the 20 epochs (radius 0.24 then): 0.971 clean and 0.825 at 0.2 under the monitor's
+attacks, on 200 validation images.
 """
 
 from jax_advtrain.config import base
