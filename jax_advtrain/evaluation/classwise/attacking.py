@@ -91,8 +91,8 @@ def attacked_answers(
         if believe:
             assert one.images is not None
             believed.append(_believed(logits_fn, part, one.images, mesh, seed, batch_size))
-    joined = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    return Answers(*joined, np.concatenate(believed) if believe else None)
+    prediction, score = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return Answers(prediction, score, np.concatenate(believed) if believe else None)
 
 
 def _believed(logits_fn, data: Dataset, images: np.ndarray, mesh: Mesh, seed: int, batch_size: int) -> np.ndarray:
