@@ -100,7 +100,7 @@ TINY = "--config={tiny}"
         ([TINY, "config.epochs=3"], ["'config.epochs=3' is no flag"]),
         ([TINY, "--config.epoch=3"], ["--config.epoch: no such field; did you mean 'epochs'?"]),
         ([TINY, "--config.defense.dleta=3"], ["--config.defense.dleta: no such field; did you mean 'defense.delta'?"]),
-        ([TINY, "--config.zzz=3"], ["--config.zzz: no such field; fields: accumulate, analysis, batch_size, checkpoint, data"]),
+        ([TINY, "--config.zzz=3"], ["--config.zzz: no such field; fields: accumulate, analysis, batch_size"]),
         ([TINY, "--config.defense=3"], ["--config.defense is a section; set one of its fields: defense.alpha"]),
         ([TINY, "--config.epochs=ten"], ["--config.epochs=ten"]),
         ([TINY, "--config.epochs=2.5"], ["--config.epochs=2.5"]),
