@@ -14,33 +14,34 @@ import ml_collections
 from ml_collections import config_dict
 
 from jax_advtrain import data
-from jax_advtrain.defenses.registry import DEFENSES
+from jax_advtrain.defenses.registry import DEFENSES, remedy_fields
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.training import optim
 
 # A run is what these fields say: a workdir refuses others. All else may change when it is resumed or evaluated.
 IDENTITY = (
     *("data", "model", "defense", "optimizer", "batch_size", "num_shards", "seed", "ema_decay", "one_logit"),
-    *("init_from", "label_smoothing", "accumulate"),
+    *("init_from", "label_smoothing", "accumulate", "classwise"),
 )
 # Where data lie is no identity: the fingerprint tells whether they are the same.
 _FREE_DATA_FIELDS = ("data_dir", "path", "max_ram_gb", "streaming", "num_workers")
 
 
-def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.ConfigDict:
+def base(defense: str = "ima", model: str = "small_cnn", classwise: str = "") -> ml_collections.ConfigDict:
     """All fields with their defaults.
 
     Args:
-      defense, model: names, whose own fields the config gets.
+      defense, model, classwise: names, whose own fields the config gets.
 
     Fields:
       data: of `data.load`. model, defense: a name and its own fields. optimizer: of `training.optim`.
+      classwise: a remedy for the most vulnerable class around the defense: a name ("" = none) and its own fields.
       epochs; batch_size, a multiple of num_shards; num_shards, virtual shards of the data, a multiple of the devices.
       seed; ema_decay: None, or the decay of averaged weights, which evaluation then uses.
       accumulate: in how many parts a step works through its batch, one after the other: less memory, the same update
         (but for BatchNorm's statistics); divides batch_size / num_shards.
       label_smoothing: of the training loss, from 0, below 1.
-      patience: None, or training ends where no epoch of the last so many was the best by the monitor's robust accuracy.
+      patience: None, or training ends where no epoch of the last so many was the best by checkpoint.best_by.
       one_logit: for sets of 2 classes, a network with one logit.
       init_from: "", or where weights of the same network lie to start from: a workdir (its best checkpoint, else last),
         a checkpoint (RUN/checkpoints/last, RUN/checkpoints/best/STEP), a folder of --mode=export or models.convert.
@@ -49,7 +50,8 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
         (data of two dimensions only).
       monitor: every so many epochs, robust accuracy of num_samples validation samples under attacks (texts as in
         eval.attacks) at one norm and radius; None = the defense's.
-      checkpoint: keep = how many of the last are kept (the best is kept besides); every_epochs.
+      checkpoint: keep = how many of the last are kept (the best is kept besides); every_epochs; best_by = what makes
+        one the best: the monitor's robust accuracy, "mean" of all, of the "worst" class, or their "sum".
       eval: after_training = which checkpoints are evaluated at the end, each in the folder of its name; checkpoint =
         which one --mode=evaluate takes, name = its folder ("" = that of the checkpoint); split; attacks, texts such as
         "pgd:num_steps=100:loss=lm:restarts=5"; radii of each norm; num_samples (None = all), from the front;
@@ -62,7 +64,7 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
         superclasses = a JSON file {"super-class": ["class", ...]} ("" = those known for the set); resamples of every
         bootstrap; leave_out = the class, or "all", that homing trains without; homing_attacks = what it attacks with.
     """
-    return ml_collections.ConfigDict(_settable(_defaults(defense, model)))
+    return ml_collections.ConfigDict(_settable(_defaults(defense, model, classwise)))
 
 
 def from_plain(kept: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -74,19 +76,20 @@ def from_plain(kept: Mapping[str, Any]) -> ml_collections.ConfigDict:
     try:
         filled = dict(_defaults(kept["defense"]["name"], kept["model"]["name"]))
         for name, value in kept.items():
-            whole = name in ("defense", "model", "beside") or not isinstance(filled.get(name), dict)
+            whole = name in ("defense", "model", "classwise", "beside") or not isinstance(filled.get(name), dict)
             filled[name] = value if whole else {**filled[name], **value}
     except (KeyError, TypeError, AttributeError):
         raise ConfigError("it holds no config of this program") from None
     return ml_collections.ConfigDict(_settable(filled))
 
 
-def _defaults(defense: str, model: str) -> dict[str, Any]:
+def _defaults(defense: str, model: str, classwise: str = "") -> dict[str, Any]:
     fields = {field.name: field.default for field in dataclasses.fields(DEFENSES[defense])}
     return {
         "data": data.default_config(),
         "model": {"name": model},
         "defense": {"name": defense, **fields},
+        "classwise": {"name": classwise, **remedy_fields(classwise)},
         "optimizer": dict(optim.DEFAULTS),
         "epochs": 20,
         "batch_size": 128,
@@ -106,7 +109,7 @@ def _defaults(defense: str, model: str) -> dict[str, Any]:
             "epsilon": None,
             "attacks": "pgd:num_steps=10, pgd:num_steps=10:loss=lm",
         },
-        "checkpoint": {"keep": 2, "every_epochs": 1},
+        "checkpoint": {"keep": 2, "every_epochs": 1, "best_by": "mean"},
         "eval": {
             "name": "",
             "checkpoint": "best",

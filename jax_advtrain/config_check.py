@@ -12,13 +12,14 @@ from jax_advtrain import data, defenses, models
 from jax_advtrain.attacks.norms import NORMS
 from jax_advtrain.attacks.registry import unknown_name
 from jax_advtrain.config import base
-from jax_advtrain.defenses.registry import DEFENSES
+from jax_advtrain.defenses.registry import DEFENSES, REMEDIES, remedy_fields
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import suite
 from jax_advtrain.evaluation.margin_survey import check_radii
 from jax_advtrain.training import optim
 from jax_advtrain.training.checkpoints import BEST, LAST
-from jax_advtrain.training.monitor import monitored_radius
+from jax_advtrain.training.monitor import BEST_BY, monitored_radius
+from jax_advtrain.training.state import averages_epochs
 
 _WHOLE_NUMBERS = (
     *("epochs", "batch_size", "num_shards", "accumulate", "monitor.every", "monitor.num_samples", "checkpoint.keep"),
@@ -42,6 +43,7 @@ def validate(config: Any, num_devices: int) -> None:
     _names(config)
     try:
         _defense("defense", config.defense, one_logit=config.one_logit)
+        _classwise(config)
         for name, defense in config.beside.items():
             _beside(config, name, defense)
         if config.label_smoothing and "mart" in (config.defense.name, *(one["name"] for one in config.beside.values())):
@@ -107,7 +109,7 @@ def _known_fields(config: Any) -> None:
             continue
         if not isinstance(config[name], ml_collections.ConfigDict):
             raise ConfigError(f"{name} is {config[name]!r}; it is a section of fields: set {name}.FIELD")
-        if name in ("model", "defense", "beside"):
+        if name in ("model", "defense", "classwise", "beside"):
             continue
         for field in config[name]:
             if field not in whole:
@@ -177,6 +179,8 @@ def _names(config: Any) -> None:
         name = config[section].norm
         if name not in NORMS and not (name is None and section != "margins"):
             raise ConfigError(unknown_name(f"{section}.norm", name, NORMS))
+    if config.checkpoint.best_by not in BEST_BY:
+        raise ConfigError(unknown_name("checkpoint.best_by", config.checkpoint.best_by, BEST_BY))
     if config.eval.checkpoint not in (LAST, BEST):
         raise ConfigError(unknown_name("eval.checkpoint", config.eval.checkpoint, (LAST, BEST)))
     for name in suite.texts(config.eval.after_training):
@@ -214,6 +218,30 @@ def _defense(where: str, spec: Any, *, one_logit: bool) -> None:
     except ValueError as error:
         other = "; another defense needs a config file that starts from base(NAME)" if _of_another(spec) else ""
         raise ConfigError(f"{where}: {error}{other}") from error
+
+
+def _classwise(config: Any) -> None:
+    """The remedy for the most vulnerable class, by itself and with the defense."""
+    spec, name = config.classwise, config.classwise.get("name")
+    if name == "":
+        if unused := [field for field in spec if field != "name"]:
+            raise ConfigError(
+                f"classwise.{unused[0]} is set and classwise.name is ''; give one of {', '.join(REMEDIES)}"
+            )
+        return
+    if name not in REMEDIES:
+        raise ConfigError(unknown_name("classwise.name", name, REMEDIES))
+    for field, default in remedy_fields(name).items():
+        if field in spec:
+            _like(f"classwise.{field}", spec[field], default)
+    if config.beside:
+        raise ConfigError(f"classwise is {name!r} and beside holds other defenses; give one of the two")
+    try:
+        made = defenses.from_config(config.defense, spec)
+    except ValueError as error:
+        raise ConfigError(f"classwise: {error}") from error
+    if config.ema_decay is not None and averages_epochs(made):
+        raise ConfigError("ema_decay and classwise.fawa both average the weights; set one to None or False")
 
 
 def _of_another(spec: Mapping[str, Any]) -> bool:

@@ -123,6 +123,19 @@ def test_defaults_are_valid(defense, model):
         ({"beside": {"pgd": 3}}, "beside.pgd is 3"),
         ({"beside": {"ima": {"name": "pgd_at"}}}, "beside holds 'ima'; give a folder name other than"),
         ({"beside": {"a/b": {"name": "pgd_at"}}}, "beside holds 'a/b'"),
+        ({"classwise.name": "cfaa"}, "classwise.name 'cfaa' is not known (did you mean 'cfa'?)"),
+        ({"classwise": 3}, "classwise is 3; it is a section of fields"),
+        ({"classwise.tau": 0.1}, "classwise.tau is set and classwise.name is ''; give one of reweight, cfa, frl"),
+        (
+            {"classwise": ml_collections.ConfigDict({"name": "frl", "tau": "0.1"})},
+            "classwise.tau is '0.1'; give a finite number from 0",
+        ),
+        ({"classwise.name": "cfa", "ema_decay": 0.9}, "ema_decay and classwise.fawa both average the weights"),
+        (
+            {"classwise.name": "frl", "beside": {"pgd": {"name": "pgd_at"}}},
+            "classwise is 'frl' and beside holds other defenses",
+        ),
+        ({"checkpoint.best_by": "wors"}, "checkpoint.best_by 'wors' is not known (did you mean 'worst'?)"),
         ({"model.mean": np.float32(0.5)}, "model.mean holds a float32; give plain values"),
         ({"defense.attack_loss": len}, "defense.attack_loss holds a builtin_function_or_method"),
     ],
@@ -148,6 +161,7 @@ def test_bad_values_of_other_defenses():
         ("mma", {"defense.eps_start": 0.5}, "eps_start must not exceed d_max"),
         ("mma", {"defense.clean_weight": 2.0}, "clean_weight is 2.0; give a number from 0 to 1"),
         ("ame", {"defense.delta": 0.0}, "delta is 0.0"),
+        ("mma", {"classwise.name": "cfa"}, "classwise: 'cfa' gives each class its own radius, 'mma' has none"),
         ("ame", {"defense.eps_max": 0.3}, "'eps_max' is not known"),
         ("pgd_at", {"defense.awp_gamma": -0.1}, "defense.awp_gamma is -0.1"),
     ):
@@ -155,6 +169,16 @@ def test_bad_values_of_other_defenses():
             validate(changed(changes, defense), 1)
         assert expected in str(caught.value) and "\n" not in str(caught.value)
     validate(changed({"defense.shift": -2.0}, "gairat"), 1)
+
+
+@pytest.mark.parametrize("remedy", ["", "reweight", "cfa", "frl"])
+def test_remedies_are_a_section_of_the_config(remedy):
+    for defense in ("pgd_at", "trades", "ima"):
+        config = base(defense, "mlp", remedy)
+        config.data.name = "digits"
+        validate(config, 1)
+        assert configs.plain(configs.from_plain(configs.plain(config))) == configs.plain(config)
+    assert (configs.identity(config) == configs.identity(changed({}, "ima", "mlp"))) == (remedy == "")
 
 
 def test_devices_must_divide_shards():
@@ -174,7 +198,7 @@ def test_plain_is_json_and_comes_back():
 
 def test_from_plain_fills_in_fields_that_are_newer_than_the_run():
     kept = configs.plain(changed({}))
-    del kept["ema_decay"], kept["eval"]["figures"], kept["margins"]
+    del kept["ema_decay"], kept["eval"]["figures"], kept["margins"], kept["classwise"], kept["checkpoint"]["best_by"]
     assert configs.plain(configs.from_plain(kept)) == configs.plain(changed({}))
 
 

@@ -42,6 +42,7 @@ class Perturbed(AtRadius):
 
 def size(defense: Any, epoch: jax.Array) -> jax.Array | None:
     """gamma in an epoch; None where the method never perturbs."""
+    defense = getattr(defense, "method", defense)  # inside a remedy (`classwise`)
     if not isinstance(defense, Perturbed) or not defense.awp_gamma:
         return None
     return jnp.where(epoch >= defense.awp_warmup_epochs, defense.awp_gamma, 0.0)

@@ -114,6 +114,10 @@ class Defense(Protocol):
     which the monitor ran, before that epoch's checkpoints. It gets and gives numpy arrays, of the same structure and
     shapes. It needs validation data, and says by being there that it does. In a run of several processes each calls
     it with the same numbers, so it may hang on nothing else.
+
+    With `epoch_end` it may also average the weights over epochs: where its `averages_epochs` is True, the averaged
+    weights (which evaluation uses) move at the end of such an epoch by the part `epoch_share(method_state, held_out)`,
+    from 0 to 1, towards the weights as they are. Both hooks are then told how the weights as they are did.
     """
 
     def init_rows(self, num_slots: int) -> Rows:

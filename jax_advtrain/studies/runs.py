@@ -42,7 +42,8 @@ def train_and_evaluate(config: Any, folder: Path | str, display: Display | None 
             stack.enter_context(workdir.locked(folder))
             opening.refuse_other_run(config, folder)
             opening.refuse_other_data(folder, experiment)
-            is_complete = workdir.agreed(_is_complete(folder, experiment, names, config.patience))
+            by = config.checkpoint.best_by
+            is_complete = workdir.agreed(_is_complete(folder, experiment, names, config.patience, by))
             if is_complete:
                 for name, path in done.items():
                     evaluations.refuse_other_settings(config, path, name)
@@ -96,11 +97,11 @@ def _evaluated(config: Any, experiment: Experiment) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _is_complete(folder: Path, experiment: Experiment, names: list[str], patience: int | None) -> bool:
+def _is_complete(folder: Path, experiment: Experiment, names: list[str], patience: int | None, by: str) -> bool:
     """Whether the last epoch is trained, and the newest checkpoints are those that were evaluated."""
     newest = workdir.newest_step(folder, LAST)
     lines = [line for line in workdir.read_metrics(folder) if newest is not None and line["step"] <= newest]
-    if newest != experiment.total_steps and not stops_early(lines, patience):
+    if newest != experiment.total_steps and not stops_early(lines, patience, by):
         return False
     evaluated = {name: evaluations.standing(folder / "eval" / name) for name in names}
     return all(one is not None and one["step"] == workdir.newest_step(folder, name) for name, one in evaluated.items())

@@ -90,7 +90,7 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
     recipe = Recipe(
         graphdef=network.graphdef,
         task=tasks.smoothed(tasks.for_outputs(outputs), config.label_smoothing),
-        defense=defenses.from_config(config.defense),
+        defense=defenses.from_config(config.defense, config.classwise),
         optimizer=optim.build(config.optimizer, steps_per_epoch=visits.steps_per_epoch, epochs=config.epochs),
         num_shards=config.num_shards,
         seed=config.seed,
@@ -99,7 +99,9 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
         accumulate=config.accumulate,
     )
     if hasattr(recipe.defense, "epoch_end") and not len(splits.validation):
-        raise ValueError(f"defense {config.defense['name']!r} needs validation data; set data.validation_size")
+        remedy = config.classwise["name"]
+        what = f"classwise {remedy!r}" if remedy else f"defense {config.defense['name']!r}"
+        raise ValueError(f"{what} needs validation data; set data.validation_size")
     if config.patience is not None and not len(splits.validation):
         raise ValueError("patience needs validation data; set data.validation_size, or patience to None")
     example = feed.example(mesh, train, visits(0))

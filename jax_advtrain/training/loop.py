@@ -27,7 +27,7 @@ from jax_advtrain.training.checkpoints import BEST, LAST, Checkpoints, Saved
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
 from jax_advtrain.training.monitor import merit, monitor, monitored_radius, stops_early, summary
-from jax_advtrain.training.state import TrainState, epoch_ended, shardings
+from jax_advtrain.training.state import TrainState, averages_epochs, epoch_ended, shardings
 from jax_advtrain.training.step import make_step, means
 
 # Steps that may be under way at once: enough to keep a device busy, few enough that batches do not pile up.
@@ -79,7 +79,7 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
             "give another --workdir"
         )
     lines = workdir.cut_metrics(folder, step_number)
-    if step_number >= experiment.total_steps or stops_early(lines, config.patience):
+    if step_number >= experiment.total_steps or stops_early(lines, config.patience, config.checkpoint.best_by):
         return state
     step = make_step(experiment.recipe, mesh, state, experiment.example)
     count_margins = _margin_counter(experiment)
@@ -131,13 +131,13 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
             is_last = number + 1 == experiment.epochs
             is_best = False
             if len(experiment.splits.validation) and ((number + 1) % config.monitor.every == 0 or is_last):
-                line["validation"], held_out = _monitored(experiment, config, state)
-                is_best = merit(line) > max((merit(one) for one in lines), default=(-1.0, -1.0))
-                state = epoch_ended(experiment.recipe.defense, mesh, state, held_out)
+                state, line["validation"] = _epoch_ended(experiment, config, state)
+                by = config.checkpoint.best_by
+                is_best = merit(line, by) > max((merit(one, by) for one in lines), default=(-1.0, -1.0))
             state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
             workdir.append_metrics(folder, line)
             lines.append(line)
-            if not is_last and stops_early(lines, config.patience):
+            if not is_last and stops_early(lines, config.patience, config.checkpoint.best_by):
                 display.say(f"no epoch of the last {config.patience} was the best: training ends here (patience)")
                 is_last = True
             if is_best:
@@ -218,6 +218,18 @@ def _monitored(experiment: Experiment, config: Any, state: TrainState) -> tuple[
         epoch=int(state.step) // experiment.steps_per_epoch,
     )
     return {**summary(found), "norm": norm, "epsilon": epsilon}, found
+
+
+def _epoch_ended(experiment: Experiment, config: Any, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The state with what the method makes of held-out accuracies, and their part of the log line."""
+    defense, mesh = experiment.recipe.defense, experiment.mesh
+    if not averages_epochs(defense):
+        line, held_out = _monitored(experiment, config, state)
+        return epoch_ended(defense, mesh, state, held_out), line
+    # Whether an epoch enters the average hangs on its own weights; what is logged and chosen is the average after it.
+    _, held_out = _monitored(experiment, config, state._replace(averaged=None))
+    state = epoch_ended(defense, mesh, state, held_out)
+    return state, _monitored(experiment, config, state)[0]
 
 
 def _margin_counter(experiment: Experiment) -> Callable[[jax.Array, float], margins.MarginCounts]:

@@ -75,21 +75,37 @@ def summary(found: HeldOut) -> dict[str, Any]:
     }
 
 
-def merit(line: Mapping[str, Any]) -> tuple[float, float]:
-    """What makes a checkpoint the best: robust accuracy on validation, then clean accuracy."""
+BEST_BY = ("mean", "worst", "sum")
+
+
+def merit(line: Mapping[str, Any], by: str = "mean") -> tuple[float, float]:
+    """What makes a checkpoint the best: robust accuracy on validation, then clean accuracy.
+
+    Args:
+      line: of the log.
+      by: robust accuracy of all ("mean"), of the worst class that has a sample ("worst"), or their "sum".
+    """
     found = line.get("validation")
-    return (-1.0, -1.0) if found is None else (found["robust_accuracy"], found["clean_accuracy"])
+    if found is None:
+        return -1.0, -1.0
+    robust = found["robust_accuracy"]
+    if by != "mean":
+        counts = found["per_class"]["robust"]
+        worst = min(right / n for n, right in zip(counts["n"], counts["correct"], strict=True) if n)
+        robust = worst if by == "worst" else robust + worst
+    return robust, found["clean_accuracy"]
 
 
-def stops_early(lines: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
-    """Whether training is over before its last epoch: the best of the monitored epochs is `patience` epochs past.
+def stops_early(lines: Sequence[Mapping[str, Any]], patience: int | None, by: str = "mean") -> bool:
+    """Whether training is over before its last epoch: the best of the monitored epochs (see `merit`) is `patience`
+    epochs past.
 
     A pure function of the log, so that a run that was stopped by it is complete whenever one looks.
     """
     monitored = [line for line in lines if "validation" in line]
     if patience is None or not monitored:
         return False
-    best = max(monitored, key=merit)
+    best = max(monitored, key=lambda line: merit(line, by))
     return lines[-1]["epoch"] - best["epoch"] >= patience
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -22,7 +23,7 @@ class TrainState(NamedTuple):
       opt_state: of the optax optimizer; replicated.
       sample_state: per-sample rows of the defense, (slots,) each, sharded over devices.
       method_state: of the defense; replicated.
-      averaged: exponential moving average of params, or None; replicated.
+      averaged: moving average of params, over steps or over epochs, or None; replicated.
       sums: sums of the running epoch's metrics over valid samples, with their "count"; replicated.
     """
 
@@ -57,6 +58,16 @@ def zero_sums(names: tuple[str, ...]) -> dict[str, Float[Array, ""]]:
     return {name: jnp.zeros((), jnp.float32) for name in ("count", *names)}
 
 
+def averages_epochs(defense: Defense) -> bool:
+    """Whether the method itself averages the weights, at the end of an epoch; see `Defense`."""
+    return getattr(defense, "averages_epochs", False)
+
+
+@jax.jit
+def _moved(averaged: Any, params: Any, share: jax.Array) -> Any:
+    return optax.incremental_update(params, averaged, share)
+
+
 def epoch_ended(defense: Defense, mesh: Mesh, state: TrainState, held_out: HeldOut) -> TrainState:
     """The state with what the method makes of held-out accuracies, where it has an `epoch_end`; see `Defense`.
 
@@ -66,7 +77,11 @@ def epoch_ended(defense: Defense, mesh: Mesh, state: TrainState, held_out: HeldO
     hook = getattr(defense, "epoch_end", None)
     if hook is None:
         return state
-    after = hook(jax.tree.map(np.array, state.method_state), held_out)
+    before = jax.tree.map(np.array, state.method_state)
+    if averages_epochs(defense):
+        share = np.float32(getattr(defense, "epoch_share")(before, held_out))  # noqa: B009
+        state = state._replace(averaged=_moved(state.averaged, state.params, share))
+    after = hook(before, held_out)
     shapes = [jax.tree.map(np.shape, one) for one in (state.method_state, after)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"epoch_end gave a method_state of shapes {shapes[1]}; those before are {shapes[0]}")

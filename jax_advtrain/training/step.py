@@ -67,6 +67,7 @@ def init_state(
         return defense.loss(model, batch_stats, batch, crafted, rows, method_state).metrics
 
     names = jax.eval_shape(metrics, params, batch, few)
+    is_averaged = recipe.ema_decay is not None or states.averages_epochs(defense)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -74,7 +75,7 @@ def init_state(
         opt_state=recipe.optimizer.init(params),
         sample_state=rows,
         method_state=method_state,
-        averaged=None if recipe.ema_decay is None else jax.tree.map(jnp.copy, params),
+        averaged=jax.tree.map(jnp.copy, params) if is_averaged else None,
         sums=states.zero_sums(("loss", *names)),
     )
 

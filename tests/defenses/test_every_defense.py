@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_training import assert_near, assert_same, host_batch, tiny
 
-from jax_advtrain.defenses import DEFENSES
+from jax_advtrain.defenses import DEFENSES, REMEDIES, Classwise, HeldOut
 
 pytestmark = pytest.mark.slow
 EIGHT = jax.device_count() == 8
@@ -29,14 +29,27 @@ EPOCH = jnp.int32(50)
 def small(name, **more):
     """The defense with few steps and, where it has one, half the default radius; `compact` would part the devices."""
     fields = {field.name for field in dataclasses.fields(DEFENSES[name])}
+    remedy = more.pop("remedy", None)
     wanted = {"num_steps": 3, "epsilon": 0.15, "compact": False, "refine_steps": 4, **more}
     if name in ("fast_at", "n_fgsm"):
         del wanted["num_steps"]
-    return DEFENSES[name](**{field: value for field, value in wanted.items() if field in fields})
+    method = DEFENSES[name](**{field: value for field, value in wanted.items() if field in fields})
+    return method if remedy is None else REMEDIES[remedy](method)
+
+
+def uneven(defense, method_state):
+    """What a remedy makes of classes that fare unlike; before the first epoch it would change nothing."""
+    if not isinstance(defense, Classwise):
+        return method_state
+    counts, right, robust = (np.array(one) for one in ([20, 20, 20], [19, 12, 18], [15, 4, 12]))
+    told = HeldOut(20, counts, right, counts, robust)
+    return jax.tree.map(np.float32, defense.epoch_end(jax.tree.map(np.array, method_state), told))
 
 
 def steps(made, batch, num_devices=1, count=2):
     state, step = made.start(batch, num_devices)
+    changed = state._replace(method_state=uneven(made.recipe.defense, state.method_state))
+    state = jax.device_put(changed, jax.tree.map(lambda leaf: leaf.sharding, state), may_alias=False)
     losses = []
     for _ in range(count):
         state, loss = step(state, batch, EPOCH)
@@ -45,6 +58,8 @@ def steps(made, batch, num_devices=1, count=2):
 
 
 EVERY = [(name, {}) for name in DEFENSES] + [(name, {"awp_gamma": 0.02}) for name in ("pgd_at", "trades", "mart")]
+EVERY += [(name, {"remedy": remedy}) for name in ("pgd_at", "trades", "ima") for remedy in REMEDIES]
+EVERY += [("trades", {"remedy": "cfa", "awp_gamma": 0.02})]
 each = pytest.mark.parametrize(("name", "more"), EVERY, ids=str)
 
 

@@ -20,7 +20,7 @@ from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training import loop, workdir
 from jax_advtrain.training.checkpoints import LAST
 from jax_advtrain.training.display import Display
-from jax_advtrain.training.monitor import monitor, stops_early, summary
+from jax_advtrain.training.monitor import merit, monitor, stops_early, summary
 from jax_advtrain.training.state import epoch_ended
 
 
@@ -90,6 +90,21 @@ def lines(*robust):
 )
 def test_training_stops_where_no_epoch_was_the_best_for_so_long(robust, patience, stops):
     assert stops_early(lines(*robust), patience) == stops
+
+
+def test_the_best_by_the_mean_by_the_worst_class_and_by_their_sum():
+    """Mean 0.6 and worst 0.2; mean 0.5 and worst 0.4. A class without a sample is no worst class."""
+    found = []
+    for right in ([90, 10, 0], [60, 20, 0]):
+        counts = {"n": [100, 50, 0], "correct": right}
+        found.append({"robust_accuracy": sum(right) / 150, "clean_accuracy": 0.9, "per_class": {"robust": counts}})
+    one, other = ({"epoch": number, "validation": line} for number, line in enumerate(found))
+    assert merit(one) == merit(one, "mean") == (pytest.approx(2 / 3), 0.9)
+    assert merit(one, "worst") == (0.2, 0.9) and merit(other, "worst") == (0.4, 0.9)
+    assert merit(one, "sum") == (pytest.approx(2 / 3 + 0.2), 0.9)
+    assert merit(one) > merit(other) and merit(one, "worst") < merit(other, "worst")
+    assert merit({"epoch": 3}, "worst") == (-1, -1)
+    assert stops_early([one, other], 1, "mean") and not stops_early([one, other], 1, "worst")
 
 
 @dataclasses.dataclass(frozen=True)
