@@ -59,6 +59,11 @@ def validate(config: Any, num_devices: int) -> None:
         raise ConfigError(f"a config value has the wrong type: {error}") from error
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether a name can be that of a folder in a workdir: letters, digits and _ . + -."""
+    return _FOLDER_NAME.fullmatch(name) is not None
+
+
 def _plain_values(where: str, value: Any) -> None:
     """Only what JSON keeps: a workdir holds the config as JSON and never executes it."""
     if _is_section(value):
