@@ -19,6 +19,7 @@ MODES = {
     "train": "train, then evaluate and draw; started again it goes on, or says that all is done",
     "evaluate": "attack a checkpoint of a workdir again, into eval/<config.eval.name>",
     "margins": "estimate the margin of every sample of a split, into eval/<name>/margins.npz",
+    "equilibrium": "compare the margins of training with the distances that a minimum-norm attack finds",
     "export": "write a checkpoint's weights as safetensors, into export/<config.eval.name>",
 }
 _USAGE = """Trains a classifier with IMA (per-sample margins) or another defense, attacks it, and draws the results.

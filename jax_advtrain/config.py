@@ -56,6 +56,8 @@ def base(defense: str = "ima", model: str = "small_cnn") -> ml_collections.Confi
         batch_size; figures = images in the gallery; check_samples = on how many samples `check_model` looks for
         signs that the attacks fail on this model, at the monitor's norm and radius (0 = not; it costs time).
       margins: of --mode=margins: norm, rising radii, num_steps, split, num_samples.
+      equilibrium: of --mode=equilibrium: attack, a minimum-norm one as text; num_samples, of the training samples (None
+        = all), from the front.
     """
     return ml_collections.ConfigDict(_settable(_defaults(defense, model)))
 
@@ -126,6 +128,7 @@ def _defaults(defense: str, model: str) -> dict[str, Any]:
             "split": "test",
             "num_samples": None,
         },
+        "equilibrium": {"attack": "fmn", "num_samples": 1000},
     }
 
 

@@ -25,6 +25,8 @@ _WHOLE_NUMBERS = (
     *("checkpoint.every_epochs", "eval.batch_size", "margins.num_steps"),
 )
 _LOSSES_OF_ONE_LOGIT, _LOSSES_OF_SEVERAL = ("bce", "lmb"), ("ce", "lm", "slm")
+# Attacks that look for the nearest adversarial image, and need no radius.
+MINIMUM_NORM = ("fmn", "fab", "deepfool", "carlini_wagner")
 _SPLITS = ("train", "validation", "test")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 
@@ -52,6 +54,9 @@ def validate(config: Any, num_devices: int) -> None:
             members = suite.parse_all(suite.texts(config[section].attacks), where=f"{section}.attacks")
             suite.check_norms(members, epsilons, where=f"{section}.attacks")
         check_radii(tuple(config.margins.radii))
+        nearest = suite.parse(config.equilibrium.attack, where="equilibrium.attack").settings["name"]
+        if nearest not in MINIMUM_NORM:
+            raise ConfigError(unknown_name("equilibrium.attack: minimum-norm attack", nearest, MINIMUM_NORM))
         data.augment.build(tuple(config.data.augment))
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -111,7 +116,7 @@ def _numbers(config: Any, num_devices: int) -> None:
         _whole(name, _at(config, name), 1)
     for name in ("eval.figures", "eval.check_samples"):
         _whole(name, _at(config, name), 0)
-    for name in ("eval.num_samples", "margins.num_samples", "patience"):
+    for name in ("eval.num_samples", "margins.num_samples", "equilibrium.num_samples", "patience"):
         if _at(config, name) is not None:
             _whole(name, _at(config, name), 1)
     if config.num_shards % num_devices:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax_advtrain import command_line
 from jax_advtrain.errors import ConfigError
-from jax_advtrain.studies import beside, evaluations, exporting, opening, runs, surveys
+from jax_advtrain.studies import beside, equilibrium, evaluations, exporting, opening, runs, surveys
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.loop import Diverged, Stopped
 
@@ -28,6 +28,8 @@ def run(asked: command_line.Asked, display: Display) -> None:
         evaluations.evaluate_run(config, asked.workdir, display)
     elif asked.mode == "margins":
         surveys.survey_run(config, asked.workdir, display)
+    elif asked.mode == "equilibrium":
+        equilibrium.compare_margins(config, asked.workdir, display)
     elif asked.mode == "export":
         exporting.export_run(config, asked.workdir, display)
     elif config.beside:

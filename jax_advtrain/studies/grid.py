@@ -22,6 +22,7 @@ _RADIUS_FIELDS = ("epsilon", "eps_max", "d_max")
 # What all runs of a grid share, so that they can be compared.
 _SHARED = ("data", "eval", "one_logit", "beside", "margins", "seed")
 _DEFAULTS = {
+    "names": (),
     "seeds": (0,),
     "radii": (),
     "reference": "",
@@ -49,13 +50,15 @@ def grid(config: ml_collections.ConfigDict, methods: Mapping[str, Mapping[str, A
 
     Fields:
       base, methods: the arguments.
+      names: which of the methods are compared, in the order of the table; all of them as given.
       seeds: of every method that gives none.
       radii: of training, for every method that has such a field (epsilon, eps_max, d_max) and gives none; () = what the
         method's fields say.
       reference: the method that the others are tested against in the table ("" = the first).
       autoattack: another evaluation, by AutoAttack, at radii of each norm on the first num_samples; no radii = none.
     """
-    return ml_collections.ConfigDict({"base": config, "methods": dict(methods), **copy.deepcopy(_DEFAULTS)})
+    fields = {"base": config, "methods": dict(methods), **copy.deepcopy(_DEFAULTS), "names": tuple(methods)}
+    return ml_collections.ConfigDict(fields)
 
 
 def runs(asked: Any, folder: Path) -> list[Run]:
@@ -66,7 +69,8 @@ def runs(asked: Any, folder: Path) -> list[Run]:
     """
     _check(asked)
     found = []
-    for name, fields in asked.methods.items():
+    for name in asked.names:
+        fields = asked.methods[name]
         radii, seeds = (tuple(fields.get(field, asked[field])) for field in ("radii", "seeds"))
         variant = _variant(asked.base, name, fields)
         own = next((field for field in _RADIUS_FIELDS if field in variant.defense), "")
@@ -99,6 +103,9 @@ def _check(asked: Any) -> None:
         if name not in _DEFAULTS["autoattack"]:
             raise ConfigError(unknown_name("autoattack field", name, list(_DEFAULTS["autoattack"])))
     _seeds_and_radii("", asked)
+    for name in asked.names:
+        if name not in asked.methods:
+            raise ConfigError(unknown_name("names: method", name, list(asked.methods)))
     for name, fields in asked.methods.items():
         if not isinstance(fields, (Mapping, ml_collections.ConfigDict)):
             raise ConfigError(f"methods.{name} is {fields!r}; give the fields that are its own: {{'defense': {{...}}}}")
