@@ -62,6 +62,12 @@ def _number(row: Mapping[str, Any], value: Mapping[str, Any] | None, plus: str) 
     return f"{value['mean']:.{digits}f}{deviation}"
 
 
+def _is_best(row: Mapping[str, Any], name: str) -> bool:
+    """Ties are all best."""
+    value = row["values"][name]
+    return value is not None and value["mean"] == row["values"][row["best"]]["mean"]
+
+
 def _mark(compared: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
     """≈ where the difference to the best of the row is within noise."""
     between = {name, row["best"]}
@@ -81,7 +87,7 @@ def _markdown(compared: Mapping[str, Any]) -> str:
     rows = []
     for row in compared["rows"]:
         cells = _cells(compared, row)
-        bold = [f"**{cell}**" if name == row["best"] else cell for name, cell in zip(names, cells, strict=True)]
+        bold = [f"**{cell}**" if _is_best(row, name) else cell for name, cell in zip(names, cells, strict=True)]
         rows.append([label(row), *bold])
     lines += _pipes([["", *names], ["seeds", *seeds], *rows])
     lines += ["", _NOTE]
@@ -133,7 +139,7 @@ def _csv(compared: Mapping[str, Any]) -> str:
             writer.writerow(
                 [
                     *(row["what"], row["attack"], row["norm"] or "", row["epsilon"], name, len(value["each"])),
-                    *(repr(value["mean"]), deviation, int(name == row["best"]), noise),
+                    *(repr(value["mean"]), deviation, int(_is_best(row, name)), noise),
                 ]
             )
     return text.getvalue()
@@ -144,7 +150,7 @@ def _latex(compared: Mapping[str, Any]) -> str:
     lines = [f"\\begin{{tabular}}{{l{'r' * len(names)}}}", "\\hline", _ampersands(["", *names]), "\\hline"]
     for row in compared["rows"]:
         cells = [_escaped(cell) for cell in _cells(compared, row)]
-        bold = [f"\\textbf{{{cell}}}" if name == row["best"] else cell for name, cell in zip(names, cells, strict=True)]
+        bold = [f"\\textbf{{{cell}}}" if _is_best(row, name) else cell for name, cell in zip(names, cells, strict=True)]
         lines.append(f"{_escaped(label(row))} & {' & '.join(bold)} \\\\")
     return "\n".join([*lines, "\\hline", "\\end{tabular}"]) + "\n"
 

@@ -50,7 +50,7 @@ def comparison_figure(compared: Mapping[str, Any], path: str | os.PathLike) -> P
     main, *_ = compared["samples"]
     figure.suptitle(f"{compared['data']['name']}, {main:,} {compared['data']['split']} samples", fontsize=11, x=0.01,
                     ha="left")  # fmt: skip
-    style.legend(figure, loc="outside right upper")
+    style.legend(figure, loc="outside right upper", handlelength=3.2)
     return style.save(figure, path)
 
 
@@ -58,7 +58,8 @@ def _look(number: int) -> dict[str, Any]:
     """Told apart by colour, then by line."""
     colours = len(_COLOURS)
     line = _LINES[number // colours % len(_LINES)]
-    return dict(color=_COLOURS[number % colours], marker=_MARKERS[number % len(_MARKERS)], linestyle=line)
+    hollow = {"markerfacecolor": "white"} if number // colours % 2 else {}
+    return dict(color=_COLOURS[number % colours], marker=_MARKERS[number % len(_MARKERS)], linestyle=line, **hollow)
 
 
 def _curve(axes: Axes, points: list[tuple[float, Any]], name: str, look: Mapping[str, Any]) -> None:
