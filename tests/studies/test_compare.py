@@ -96,7 +96,7 @@ def test_bad_input_is_one_line(compare, grid_file, tmp_path):
 
 def test_radii_make_runs(grid_file, tmp_path):
     asked = command_line.read_config(str(grid_file))
-    asked.radii = (0.1, 0.2)
+    asked.radii, asked.reference = (0.1, 0.2), "ima-0.1"
     runs = grid.runs(asked, tmp_path)
     told = [
         (run.method, run.seed, run.config.defense.get("eps_max"), str(run.folder.relative_to(tmp_path))) for run in runs
