@@ -3,7 +3,7 @@
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ MODES = {
     "--workdirs several runs beside each other",
     "homing": "train again without the class config.analysis.leave_out (or all), into homing/<class>, and see which "
     "images that were attacked into it can still be attacked",
+    "equilibrium": "compare the margins of training with the distances that a minimum-norm attack finds",
     "export": "write a checkpoint's weights as safetensors, into export/<config.eval.name>",
 }
 _USAGE = """Trains a classifier with IMA (per-sample margins) or another defense, attacks it, and draws the results.
@@ -92,9 +93,39 @@ def read(argv: list[str]) -> Asked | None:
     return Asked(holder.value, all_flags.mode, folder, all_flags.multihost, workdirs)
 
 
-def _flags() -> flags.FlagValues:
+def read_grid(argv: list[str], modes: Mapping[str, str], usage: str) -> Asked | None:
+    """Reads the command line of a comparison, as `read` does that of a run: its config file holds a grid.
+
+    Args:
+      modes: {name: what it does}, the default first. usage: printed where help is asked for; {modes} and {shipped} in
+        it are filled in.
+    """
+    given, rest = _split(argv)
+    if any(re.fullmatch(r"-{1,2}(help|helpfull|helpshort|h)", argument) for argument in argv[1:]):
+        print(usage.format(modes=_modes(modes), shipped=_described(grids=True)), end="")
+        return None
+    if given is None:
+        raise ConfigError("--config is missing: give --config=configs/compare_digits.py or another (--help lists them)")
+    path = _find(given, grids=True)
+    config = _load(path)
+    _check_names(rest, config)
+    found = _flags(modes)
+    holder = config_flags.DEFINE_config_dict("config", config, "", found, sys_argv=rest)
+    left = _parse(found, rest)
+    if len(left) > 1:
+        raise ConfigError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE (--help lists the flags)")
+    folder = Path(found.workdir) if found.workdir else Path("runs") / path.stem
+    return Asked(holder.value, found.mode, folder, found.multihost)
+
+
+def read_config(given: str) -> ml_collections.ConfigDict:
+    """The config of a file, found as --config finds it."""
+    return _load(_find(given))
+
+
+def _flags(modes: Mapping[str, str] = MODES) -> flags.FlagValues:
     found = flags.FlagValues()
-    flags.DEFINE_enum("mode", "train", list(MODES), "", flag_values=found)
+    flags.DEFINE_enum("mode", next(iter(modes)), list(modes), "", flag_values=found)
     flags.DEFINE_string("workdir", None, "", flag_values=found)
     flags.DEFINE_list("workdirs", [], "", flag_values=found)
     flags.DEFINE_bool("multihost", False, "", flag_values=found)
@@ -132,16 +163,15 @@ def _is_override(argument: str) -> bool:
     return re.match(r"-{1,2}(no)?config\.", argument) is not None
 
 
-def _shipped() -> list[Path]:
+def _shipped(*, grids: bool = False) -> list[Path]:
     package = Path(__file__).parent
-    return sorted(
-        path for folder in (package / "configs", package.parent / "configs") for path in folder.glob("*_*.py")
-    )
+    found = [path for folder in (package / "configs", package.parent / "configs") for path in folder.glob("*_*.py")]
+    return sorted(path for path in found if path.name.startswith("compare_") == grids)
 
 
-def _find(given: str) -> Path:
+def _find(given: str, *, grids: bool = False) -> Path:
     """A config file as given, or the one of that name which comes with the package."""
-    shipped = {path.name: path for path in _shipped()}
+    shipped = {path.name: path for path in _shipped(grids=grids)}
     name = Path(given).name
     for path in (Path(given), shipped.get(name), shipped.get(f"{name}.py")):
         if path is not None and path.is_file():
@@ -209,9 +239,16 @@ def _check_names(argv: list[str], config: ml_collections.ConfigDict) -> None:
 
 
 def _usage() -> str:
-    modes = "\n                        ".join(f"{name}: {text}" for name, text in MODES.items())
+    return _USAGE.format(modes=_modes(MODES), shipped=_described())
+
+
+def _modes(modes: Mapping[str, str]) -> str:
+    return "\n                        ".join(f"{name}: {text}" for name, text in modes.items())
+
+
+def _described(*, grids: bool = False) -> str:
     lines = []
-    for path in _shipped():
+    for path in _shipped(grids=grids):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         lines.append(f"  {path.name:<22}{text.partition(chr(10))[0]}")
-    return _USAGE.format(modes=modes, shipped="\n".join(dict.fromkeys(lines)))
+    return "\n".join(dict.fromkeys(lines))

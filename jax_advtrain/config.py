@@ -63,6 +63,8 @@ def base(defense: str = "ima", model: str = "small_cnn", classwise: str = "") ->
         (None = all), from the front; temperatures of the sweep (() = none) of PGD with temperature_steps;
         superclasses = a JSON file {"super-class": ["class", ...]} ("" = those known for the set); resamples of every
         bootstrap; leave_out = the class, or "all", that homing trains without; homing_attacks = what it attacks with.
+      equilibrium: of --mode=equilibrium: attack, a minimum-norm one as text; num_samples, of the training samples (None
+        = all), from the front.
     """
     return ml_collections.ConfigDict(_settable(_defaults(defense, model, classwise)))
 
@@ -148,6 +150,7 @@ def _defaults(defense: str, model: str, classwise: str = "") -> dict[str, Any]:
             "leave_out": "",
             "homing_attacks": "pgd:num_steps=20, pgd:num_steps=20:loss=lm",
         },
+        "equilibrium": {"attack": "fmn", "num_samples": 1000},
     }
 
 

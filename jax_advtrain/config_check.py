@@ -27,6 +27,8 @@ _WHOLE_NUMBERS = (
     *("analysis.temperature_steps", "analysis.resamples"),
 )
 _LOSSES_OF_ONE_LOGIT, _LOSSES_OF_SEVERAL = ("bce", "lmb"), ("ce", "lm", "slm")
+# Attacks that look for the nearest adversarial image, and need no radius.
+MINIMUM_NORM = ("fmn", "fab", "deepfool", "carlini_wagner")
 _SPLITS = ("train", "validation", "test")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 
@@ -64,6 +66,9 @@ def validate(config: Any, num_devices: int) -> None:
             if section == "analysis" and not members:
                 raise ConfigError(f"{section}.{field} is empty; name one attack or more")
         check_radii(tuple(config.margins.radii))
+        nearest = suite.parse(config.equilibrium.attack, where="equilibrium.attack").settings["name"]
+        if nearest not in MINIMUM_NORM:
+            raise ConfigError(unknown_name("equilibrium.attack: minimum-norm attack", nearest, MINIMUM_NORM))
         data.augment.build(tuple(config.data.augment))
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -82,6 +87,11 @@ def analysed_radius(config: Any) -> tuple[str, float]:
     if given != norm and config.analysis.epsilon is None:
         raise ConfigError(f"analysis.norm is {given!r}, the monitor's {norm!r}; give analysis.epsilon too")
     return given, float(config.analysis.epsilon or epsilon)
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a name can be that of a folder in a workdir: letters, digits and _ . + -."""
+    return _FOLDER_NAME.fullmatch(name) is not None
 
 
 def _plain_values(where: str, value: Any) -> None:
@@ -131,7 +141,14 @@ def _numbers(config: Any, num_devices: int) -> None:
         _whole(name, _at(config, name), 1)
     for name in ("eval.figures", "eval.check_samples"):
         _whole(name, _at(config, name), 0)
-    for name in ("eval.num_samples", "margins.num_samples", "analysis.num_samples", "patience"):
+    optional = (
+        "eval.num_samples",
+        "margins.num_samples",
+        "analysis.num_samples",
+        "equilibrium.num_samples",
+        "patience",
+    )
+    for name in optional:
         if _at(config, name) is not None:
             _whole(name, _at(config, name), 1)
     if config.num_shards % num_devices:

@@ -8,6 +8,7 @@ Bad input is answered with one line and exit code 2, before any work.
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jax_advtrain.studies import (
     beside,
     comparing,
     diagnosis,
+    equilibrium,
     evaluations,
     exporting,
     homing,
@@ -43,6 +45,8 @@ def run(asked: command_line.Asked, display: Display) -> None:
         diagnosis.diagnose_run(config, asked.workdir, display)
     elif asked.mode == "homing":
         homing.home_run(config, asked.workdir, display)
+    elif asked.mode == "equilibrium":
+        equilibrium.compare_margins(config, asked.workdir, display)
     elif asked.mode == "export":
         exporting.export_run(config, asked.workdir, display)
     elif config.beside:
@@ -52,7 +56,16 @@ def run(asked: command_line.Asked, display: Display) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line (by default the process's) and returns the exit code.
+    """Runs a command line (by default the process's) and returns the exit code."""
+    return answered(command_line.read, run, argv)
+
+
+def answered(
+    read: Callable[[list[str]], command_line.Asked | None],
+    run: Callable[[command_line.Asked, Display], None],
+    argv: list[str] | None = None,
+) -> int:
+    """Reads a command line and runs it; returns the exit code.
 
     0: done, or stopped by a signal and saved; 1: training diverged; 2: bad input or no place to write; 130: interrupted
     outside training. Errors of this program itself keep their traceback.
@@ -60,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     _silence_libraries()
     folder: Path | None = None
     try:
-        asked = command_line.read(sys.argv if argv is None else argv)
+        asked = read(sys.argv if argv is None else argv)
         if asked is None:
             return DONE
         folder = asked.workdir

@@ -103,18 +103,30 @@ class Answer(NamedTuple):
     err: str
 
 
+def _commands(main: Callable[[list[str]], int], capfd: pytest.CaptureFixture, programs: Path) -> Callable[..., Answer]:
+    def run(*arguments: object) -> Answer:
+        capfd.readouterr()
+        with compiled_once(programs):
+            code = main(["main.py", *map(str, arguments)])
+        return Answer(code, *capfd.readouterr())
+
+    return run
+
+
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture, compiled_programs: Path) -> Callable[..., Answer]:
     """Runs a command line in this process: command("--config=...", ...) -> Answer."""
     from jax_advtrain.main import main
 
-    def run(*arguments: object) -> Answer:
-        capfd.readouterr()
-        with compiled_once(compiled_programs):
-            code = main(["main.py", *map(str, arguments)])
-        return Answer(code, *capfd.readouterr())
+    return _commands(main, capfd, compiled_programs)
 
-    return run
+
+@pytest.fixture
+def compare_command(capfd: pytest.CaptureFixture, compiled_programs: Path) -> Callable[..., Answer]:
+    """The same of jax_advtrain.compare."""
+    from jax_advtrain.compare import compare
+
+    return _commands(compare, capfd, compiled_programs)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ FLOORS = {
     "command_line": 6,
     "studies": 7,
     "main": 8,
+    "compare": 9,
 }
 # Shipped beside the package inside the wheel; they are configs, not a room.
 NO_ROOM = {"__init__", "configs"}

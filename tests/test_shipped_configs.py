@@ -7,8 +7,11 @@ import pytest
 
 from jax_advtrain.config_check import validate
 from jax_advtrain.defenses import DEFENSES
+from jax_advtrain.studies import grid
 
-FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+ALL = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+GRIDS = [file for file in ALL if file.name.startswith("compare_")]
+FILES = [file for file in ALL if file not in GRIDS]
 
 
 def load(file: Path):
@@ -26,6 +29,20 @@ def test_it_is_valid_and_says_what_it_is(file):
     validate(config, 1)
     assert module.__doc__ and config.data.name in ("digits", "moons", *_names_of(file))
     assert config.defense.name in DEFENSES
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
+def test_every_run_of_a_grid_is_valid(file):
+    module = load(file)
+    asked = module.get_config()
+    runs = grid.runs(asked, Path("nowhere"))
+    for run in runs:
+        for config in grid.evaluations(run, asked):
+            validate(config, 1)
+    assert module.__doc__ and {run.method for run in runs} == set(asked.names)
+    seeds = [sum(run.method == name for run in runs) for name in asked.names]
+    several = {"digits": [1, 1, 1, 3], "mnist": [3] * 5 + [1] * 8, "pneumonia": [3] * 5}
+    assert seeds == several[file.stem.partition("_")[2]]
 
 
 def _names_of(file: Path) -> tuple[str, ...]:

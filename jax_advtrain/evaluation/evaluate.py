@@ -149,4 +149,4 @@ def _pairs(attack: Any, found: Attacked) -> float:
 
 
 def _outcome(record: Record, found: Attacked) -> Outcome:
-    return Outcome(record, found.is_right, found.prediction, found.distance, found.score)
+    return Outcome(record, found.is_right, found.prediction, found.distance, found.score, found.confidence)

@@ -51,7 +51,8 @@ class Outcome(NamedTuple):
     """A record with what it was counted from, one entry a sample.
 
     `right` is bool (N,); `prediction` int (N,); `distance` float (N,), the norm of the perturbation in the
-    record's norm; `logit_margin` float (N,) or None, max_{j != y} z_j - z_y at the attacked image.
+    record's norm; `logit_margin` float (N,) or None, max_{j != y} z_j - z_y at the attacked image; `confidence` float
+    (N,) or None, the softmax probability of `prediction`.
     """
 
     record: Record
@@ -59,6 +60,7 @@ class Outcome(NamedTuple):
     prediction: np.ndarray
     distance: np.ndarray
     logit_margin: np.ndarray | None = None
+    confidence: np.ndarray | None = None
 
 
 class WorstCase(NamedTuple):
@@ -66,7 +68,8 @@ class WorstCase(NamedTuple):
 
     `winner` int (N,) indexes the attack names it was combined under, -1 = survived them all; `prediction` int
     (N,) is the winner's (the clean one where survived); `distance` float (N,) the winner's (0 where clean is
-    wrong already, inf where survived).
+    wrong already, inf where survived). `confidence` float (N,) is that of the prediction (where survived: the least
+    that any of them left), or None where one of them does not tell it.
     """
 
     record: Record
@@ -74,6 +77,7 @@ class WorstCase(NamedTuple):
     prediction: np.ndarray
     winner: np.ndarray
     distance: np.ndarray
+    confidence: np.ndarray | None = None
 
 
 def make_record(
@@ -182,6 +186,10 @@ def _worst_case(clean, members, names, labels, num_classes) -> WorstCase:
     winner = np.where(fooled, indices[strongest], np.where(clean.right, -1, names.index(CLEAN)))
     distance = np.where(fooled, of_strongest([m.distance for m in members]), np.where(clean.right, np.inf, 0.0))
     prediction = np.where(fooled, of_strongest([m.prediction for m in members]), clean.prediction)
+    told = [m.confidence for m in (*members, clean) if m.confidence is not None]
+    confidence = None
+    if len(told) == len(members) + 1:
+        confidence = np.where(fooled, of_strongest(told[:-1]), np.where(clean.right, np.min(told, axis=0), told[-1]))
     first = members[0].record
     record = make_record(
         WORST_OF,
@@ -195,7 +203,7 @@ def _worst_case(clean, members, names, labels, num_classes) -> WorstCase:
         passes=clean.record.passes + sum(member.record.passes for member in members),
         seconds=clean.record.seconds + sum(member.record.seconds for member in members),
     )
-    return WorstCase(record, right, prediction.astype(np.int32), winner.astype(np.int16), distance)
+    return WorstCase(record, right, prediction.astype(np.int32), winner.astype(np.int16), distance, confidence)
 
 
 def radii(records: Iterable[Record]) -> list[tuple[str, float]]:

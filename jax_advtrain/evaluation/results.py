@@ -205,11 +205,15 @@ def per_sample_arrays(
         clean_prediction=np.asarray(clean.prediction, np.int32),
         attack_names=np.array(attack_names(attacks)),
     )
+    if clean.confidence is not None:
+        arrays["clean_confidence"] = clean.confidence.astype(np.float32)
     for case in cases:
         place = (str(case.record.norm), case.record.epsilon)
         arrays[sample_key("prediction", *place)] = case.prediction
         arrays[sample_key("winner", *place)] = case.winner
         arrays[sample_key("distance", *place)] = case.distance.astype(np.float32)
+        if case.confidence is not None:
+            arrays[sample_key("confidence", *place)] = case.confidence.astype(np.float32)
     return arrays
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from jax_advtrain import devices
 from jax_advtrain.evaluation.attack_dataset import attack_dataset
 from jax_advtrain.reports import boundary
 from jax_advtrain.studies import opening, runs
@@ -90,9 +89,7 @@ def _scores(experiment: Experiment, state: TrainState, plane) -> np.ndarray:
 
 def _margins(config: Any, experiment: Experiment, state: TrainState) -> np.ndarray | float | None:
     """The margins of the training samples, the one radius of the method, or nothing."""
-    if "margin" not in state.sample_state:
+    found = experiment.margins(state)
+    if found is None:
         return float(config.defense.epsilon) if "epsilon" in config.defense else None
-    slots = devices.gathered(state.sample_state["margin"]).reshape(experiment.layout.shape)
-    margins, there = np.zeros(len(experiment.splits.train)), experiment.layout >= 0
-    margins[experiment.layout[there]] = slots[there]
-    return margins
+    return found

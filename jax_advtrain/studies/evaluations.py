@@ -71,10 +71,20 @@ def standing(target: Path) -> dict[str, Any] | None:
     return {name: found.get(name) for name in (*_DECISIVE, "checkpoint", "seed", "step")}
 
 
+def is_done(config: Any, target: Path, step: int) -> bool:
+    """Whether the folder holds just the evaluation that the config asks for, of the checkpoint of that step."""
+    return standing(target) == _settings(config, config.eval.checkpoint, step)
+
+
+def other_settings(config: Any, target: Path, which: str) -> list[str]:
+    """In what the evaluation that a folder holds differs from the one asked for, whatever its step."""
+    there = standing(target)
+    return [] if there is None else configs.differences(there, _settings(config, which, there["step"]))
+
+
 def refuse_other_settings(config: Any, target: Path, which: str) -> None:
     """Raises ConfigError where the folder holds an evaluation with other settings, whatever its step."""
-    there = standing(target)
-    differing = [] if there is None else configs.differences(there, _settings(config, which, there["step"]))
+    differing = other_settings(config, target, which)
     if differing:
         raise ConfigError(
             f"{target} holds another evaluation: {'; '.join(differing)}. Give this one a folder of its own: "

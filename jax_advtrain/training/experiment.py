@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_advtrain import data, defenses, models, tasks
+from jax_advtrain import data, defenses, devices, models, tasks
 from jax_advtrain.data import Splits, slots
 from jax_advtrain.data.slots import Visits
 from jax_advtrain.evaluation import suite
@@ -54,6 +54,15 @@ class Experiment(NamedTuple):
     def logits_fn(self, state: TrainState) -> jax.tree_util.Partial:
         """The trained model as attacks see it."""
         return functional.logits_fn(self.recipe.graphdef, evaluated_params(state), state.batch_stats)
+
+    def margins(self, state: TrainState) -> np.ndarray | None:
+        """(N,) the margins of the training samples, in their order; None where the method keeps none."""
+        if "margin" not in state.sample_state:
+            return None
+        of_slots = devices.gathered(state.sample_state["margin"]).reshape(self.layout.shape)
+        found, there = np.zeros(len(self.splits.train)), self.layout >= 0
+        found[self.layout[there]] = of_slots[there]
+        return found
 
     @property
     def is_binary(self) -> bool:

@@ -1,0 +1,39 @@
+"""Standard, PGD-AT, TRADES, MART and IMA on PneumoniaMNIST: --config.base.data.path=FILE, MedMNIST's npz.
+
+Two classes, nine images of pneumonia to one of none in training: balanced accuracy, sensitivity, specificity, AUROC and
+calibration are rows of the table. Some hours on 2 cores.
+
+Not measured.
+"""
+
+from jax_advtrain.config import base
+from jax_advtrain.studies.grid import grid
+
+
+def get_config():
+    config = base("standard", "small_cnn")
+    config.data.name = "pneumoniamnist"
+    config.data.path = "pneumoniamnist.npz"
+    config.epochs = 20
+    config.monitor.epsilon = 0.03
+    config.eval.attacks = (
+        "fgsm, ifgsm:num_steps=10, pgd:num_steps=10:alpha=4.0, pgd:num_steps=10:alpha=4.0:loss=lm,"
+        " pgd:num_steps=100:alpha=4.0:restarts=2, pgd:num_steps=100:alpha=4.0:loss=lm:restarts=2"
+    )
+    config.eval.epsilons_linf = (0.01, 0.03, 0.05, 0.1)
+    config.eval.epsilons_l2 = ()
+    compared = grid(
+        config,
+        {
+            "standard": {"monitor": {"every": 5}},
+            "pgd_at": {"defense": {"epsilon": 0.05, "warmup_epochs": 5}},
+            "trades": {"defense": {"epsilon": 0.05, "warmup_epochs": 5}},
+            "mart": {"defense": {"epsilon": 0.05, "warmup_epochs": 5}},
+            "ima": {"defense": {"eps_max": 0.1, "delta": 0.01}},
+        },
+    )
+    compared.seeds = (0, 1, 2)
+    compared.reference = "ima"
+    compared.autoattack.epsilons_linf = (0.03,)
+    compared.autoattack.num_samples = 500
+    return compared
