@@ -154,8 +154,8 @@ def _variant(base: Any, name: str, fields: Mapping[str, Any]) -> Any:
                 variant[field].update(value)
             else:
                 variant[field] = value
-        variant.eval.after_training = ""  # evaluated by the grid, in a folder of its own
-        variant.eval.name = base.eval.name or "compare"
+        # Evaluated by the grid, in a folder of its own; the workdir's config must not lead others there.
+        variant.eval.after_training = variant.eval.name = ""
     return variant
 
 
@@ -170,10 +170,9 @@ def _run(variant: Any, method: str, seed: int, folder: Path, radius: Mapping[str
 def evaluations(run: Run, asked: Any) -> list[Any]:
     """The configs of a run's evaluations: the main one, and AutoAttack's where the grid asks for it."""
     radii = {f"epsilons_{norm}": tuple(asked.autoattack[f"epsilons_{norm}"]) for norm in NORMS}
-    if not any(radii.values()):
-        return [run.config]
-    other = copy.deepcopy(run.config)
-    with other.unlocked():
+    name = asked.base.eval.name or "compare"
+    main, other = copy.deepcopy(run.config), copy.deepcopy(run.config)
+    with main.unlocked(), other.unlocked():
+        main.eval.name, other.eval.name = name, f"{name}-autoattack"
         other.eval.update({**radii, "num_samples": asked.autoattack.num_samples, "attacks": "autoattack"})
-        other.eval.name = f"{run.config.eval.name}-autoattack"
-    return [run.config, other]
+    return [main, other] if any(radii.values()) else [main]

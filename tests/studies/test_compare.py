@@ -153,6 +153,9 @@ def test_interrupted_then_found(compare, tmp_path, monkeypatch, unchanged):
     assert latex.startswith("\\begin{tabular}{lrr}") and latex.count("\\textbf") >= 5 and "±" not in latex
     assert (folder / "comparison.png").stat().st_size > 20_000
 
+    # Other modes on one of the runs write elsewhere than into the grid's evaluation.
+    assert workdir.read_config(folder / "ima/seed-0")["eval"]["name"] == ""
+
     before = unchanged(folder)
     code, out, _ = compare()
     assert code == 0 and "3 runs, 3 of them finished" in out and "compil" not in out
