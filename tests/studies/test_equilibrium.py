@@ -19,7 +19,7 @@ def test_margins_beside_distances(copied_run, command, refused, unchanged):
     asked = ["--mode=equilibrium", f"--workdir={copied_run}", "--config.equilibrium.num_samples=64"]
     before = unchanged(copied_run)
     refused([*asked, "--config.equilibrium.attack=pgd"], "equilibrium.attack", "'pgd'", "fmn, fab")
-    refused([*asked, "--config.equilibrium.attack=fmm"], "did you mean 'fmn'?")
+    refused([*asked, "--config.equilibrium.attack=deepfol"], "did you mean 'deepfool'?")
     refused([*asked, "--config.equilibrium.num_samples=0"], "equilibrium.num_samples is 0")
     assert unchanged(copied_run) == before
     answer = command(*asked)
