@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def test_frl_by_hand():
     state = after(remedy, told)["remedy"]
     for name in state:
         np.testing.assert_allclose(state[name], [0, 0, 0.1], atol=1e-12)
-    factors = remedy.factors(jax.tree.map(jnp.asarray, state))
+    factors: Any = remedy.factors(jax.tree.map(jnp.asarray, state))
     np.testing.assert_allclose(factors.radius, [1, 1, math.exp(0.1)])
     np.testing.assert_allclose(factors.weight, [0.9, 0.9, 1.2])
     np.testing.assert_allclose(factors.beta, 1)
@@ -130,7 +131,7 @@ def test_frl_against_a_second_writing():
     np.testing.assert_allclose(state["boundary"], boundary, atol=1e-12)
     np.testing.assert_allclose(state["log_radius"], radius, atol=1e-12)
     weight = [1 + (4 * (u + v) - sum(clean) - sum(boundary)) / 2 for u, v in zip(clean, boundary, strict=True)]
-    factors = remedy.factors(jax.tree.map(jnp.asarray, state))
+    factors: Any = remedy.factors(jax.tree.map(jnp.asarray, state))
     np.testing.assert_allclose(factors.weight, weight, atol=1e-12)
     assert factors.beta is None and np.mean(weight) == pytest.approx(1) and min(weight) > 1 - limit - 1e-12
 
@@ -142,7 +143,7 @@ def test_frl_knows_nothing_of_a_class_that_is_not_there():
         assert values[1] == 0 and values[2] > 0
 
 
-def run(defense, method_state, rows=None):
+def run(defense, method_state, rows=None) -> tuple[Any, Any]:
     """(crafted images, what `loss` gives) on the linear network."""
     rows, batch = rows or {}, plain.batch()
     crafted = defense.craft(plain.model(), batch, rows, method_state)
@@ -201,7 +202,7 @@ def test_cfa_of_ima_gives_each_class_its_ceiling_and_its_step():
         np.testing.assert_allclose(found.rows["margin"][of_class], expected.rows["margin"][of_class], rtol=1e-12)
         np.testing.assert_allclose(found.losses[of_class], expected.losses[of_class], rtol=1e-10)
         assert np.all(found.rows["margin"][of_class] <= own.eps_max + 1e-12)
-    np.testing.assert_allclose(remedy.margin_settings, (0.02, 0.3))
+    assert remedy.margin_settings == pytest.approx((0.02, 0.3))
 
 
 def test_class_weights_multiply_those_of_the_method():
@@ -254,7 +255,8 @@ def test_every_other_combination_is_made():
     for name in DEFENSES:
         if name not in ("standard", "iaat", "mma", "ame"):
             for remedy in defenses.REMEDIES:
-                assert defenses.from_config({"name": name}, {"name": remedy}).method == DEFENSES[name]()
+                made: Any = defenses.from_config({"name": name}, {"name": remedy})
+                assert made.method == DEFENSES[name]()
 
 
 @pytest.mark.parametrize(
