@@ -27,7 +27,9 @@ from jax_advtrain.defenses.trades import Trades
 
 @dataclasses.dataclass(frozen=True)
 class CFA(Classwise):
-    """The defaults are those of the authors' code, the threshold that of their README. A class without held-out samples counts as the mean of the others.
+    """The defaults are those of the authors' code, the threshold that of their README.
+
+    A class without held-out samples counts as the mean of the others.
 
     Of IMA the ceiling `eps_max` and the step `delta` of the margins take the place of epsilon; its `beta` stays.
 
