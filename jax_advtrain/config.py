@@ -17,14 +17,15 @@ from jax_advtrain import data
 from jax_advtrain.defenses.registry import DEFENSES, remedy_fields
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.training import optim
+from jax_advtrain.training.monitor import monitored_radius
 
 # A run is what these fields say: a workdir refuses others. All else may change when it is resumed or evaluated.
 IDENTITY = (
     *("data", "model", "defense", "optimizer", "batch_size", "num_shards", "seed", "ema_decay", "one_logit"),
     *("init_from", "label_smoothing", "accumulate", "classwise"),
 )
-# Where data lie is no identity: the fingerprint tells whether they are the same.
-_FREE_DATA_FIELDS = ("data_dir", "path", "max_ram_gb", "streaming", "num_workers")
+# Where data lie, and how they are read, is no identity: the fingerprint tells whether they are the same.
+_FREE_DATA_FIELDS = ("data_dir", "path", "max_ram_gb", "streaming", "num_workers", "on_bad_record")
 
 
 def base(defense: str = "ima", model: str = "small_cnn", classwise: str = "") -> ml_collections.ConfigDict:
@@ -174,6 +175,10 @@ def identity(config: Any) -> dict[str, Any]:
     whole = plain(config)
     whole["data"] = {name: value for name, value in whole["data"].items() if name not in _FREE_DATA_FIELDS}
     kept = {name: whole[name] for name in IDENTITY}
+    if whole["classwise"]["name"]:
+        # A remedy's numbers, and so the weights, follow what the monitor finds.
+        norm, epsilon = monitored_radius(config_dict.ConfigDict(whole))
+        kept["monitor"] = {**whole["monitor"], "norm": norm, "epsilon": epsilon}
     if whole["optimizer"]["schedule"] in optim.UNTIL_THE_END:
         # Its rate at every step depends on where training ends.
         kept["epochs"] = whole["epochs"]

@@ -259,6 +259,8 @@ def _classwise(config: Any) -> None:
         raise ConfigError(f"classwise: {error}") from error
     if config.ema_decay is not None and averages_epochs(made):
         raise ConfigError("ema_decay and classwise.fawa both average the weights; set one to None or False")
+    if averages_epochs(made) and config.monitor.every > 1:
+        raise ConfigError(f"monitor.every is {config.monitor.every}; classwise.fawa averages every epoch: set it to 1")
 
 
 def _of_another(spec: Mapping[str, Any]) -> bool:

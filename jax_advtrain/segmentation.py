@@ -1,7 +1,8 @@
 """Segmentation as a task: soft Dice and cross entropy, and when a whole image is right.
 
 Outputs are class scores (B, *space, classes), labels (B, *space); class 0 is the background, the others are the
-foreground. Everything is one number a sample, so that attacks, margins and defenses work on whole images.
+foreground. Everything is one number a sample, so that attacks and margins work on whole images. Of the defenses
+standard training and IMA do; the others ascend or compare class scores pixel by pixel.
 """
 
 import dataclasses
@@ -88,8 +89,8 @@ class _Right:
         outputs = _whole(outputs)
         places = tuple(range(1, outputs.ndim))
         broken = jnp.any(jnp.isnan(outputs), axis=places)  # such a model is right about nothing
-        right = (dice(outputs, labels).mean(-1) >= self.threshold) & ~broken
-        return right | ~_has_foreground(outputs, labels)
+        right = dice(outputs, labels).mean(-1) >= self.threshold
+        return (right | ~_has_foreground(outputs, labels)) & ~broken
 
 
 def _has_foreground(outputs: Any, labels: Int[Array, "batch *space"]) -> Bool[Array, "batch"]:

@@ -1,7 +1,7 @@
 """ImageNet (ILSVRC 2012) from its two original archives, as the TFDS set imagenet2012; without TensorFlow.
 
     ILSVRC2012_img_train.tar    a tar of one n01440764.tar a class, of n01440764_10026.JPEG, ...
-    ILSVRC2012_img_val.tar      ILSVRC2012_val_00000001.JPEG, ...; the labels come with TFDS, in the order of the names
+    ILSVRC2012_img_val.tar      ILSVRC2012_val_00000001.JPEG, ...; the labels come with TFDS, by the number in the name
 
 Nothing is extracted: the archives are read where they lie, at the places that a first pass over their headers finds.
 As in TFDS's own preparation, the images of CMYK colours (22 of train) and the PNG that is called a JPEG become RGB
@@ -10,6 +10,7 @@ JPEGs; all others keep their bytes. Those are told by their content here, by the
 
 import io
 import posixpath
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from jax_advtrain.data.source_files import check_member
 from jax_advtrain.data.tfds_writer import Content
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+_VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _JPEG = b"\xff\xd8"
 _JPEG_QUALITY = 100  # TFDS's, for the few that are encoded anew
 
@@ -35,8 +37,8 @@ def imagenet(files: dict[str, Path]) -> tuple[Any, Mapping[str, Content]]:
     """Features and records; the arguments are those of `original_layouts`.
 
     Raises:
-      ValueError: an archive is damaged, has a member that leaves its folder, a class that is none of the 1,000, or
-        another number of validation images than labels for them, where it is the whole.
+      ValueError: an archive is damaged, has a member that leaves its folder, a class that is none of the 1,000, or a
+        validation image that is not called by its number.
     """
     import tensorflow_datasets as tfds
 
@@ -49,15 +51,23 @@ def imagenet(files: dict[str, Path]) -> tuple[Any, Mapping[str, Content]]:
         }
     )
     train, validation = _train_entries(files[TRAIN], names), _validation_entries(files[VALIDATION])
-    by_name = sorted(entry.name for entry in validation)
-    labels_in_order = _lines("validation_labels.txt")
-    if len(by_name) > len(labels_in_order):
-        raise ValueError(f"{files[VALIDATION]} has {len(by_name)} images, but there are {len(labels_in_order)} labels")
-    labels = dict(zip(by_name, labels_in_order, strict=False))
+    labels = _validation_labels(files[VALIDATION], [entry.name for entry in validation])
     return features, {
         "train": _content(files[TRAIN], train, {entry.name: entry.name.split("_")[0] for entry in train}),
         "validation": _content(files[VALIDATION], validation, labels),
     }
+
+
+def _validation_labels(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The class of each validation image: TFDS lists them by the number in the name, from 1."""
+    listed = _lines("validation_labels.txt")
+    labels = {}
+    for name in names:
+        match = _VALIDATION_NAME.fullmatch(name)
+        if match is None or not 1 <= int(match[1]) <= len(listed):
+            raise ValueError(f"{path} has a member {name!r}; its images are called ILSVRC2012_val_00000001.JPEG, ...")
+        labels[name] = listed[int(match[1]) - 1]
+    return labels
 
 
 def _content(path: Path, entries: Sequence[_Entry], labels: Mapping[str, str]) -> Content:

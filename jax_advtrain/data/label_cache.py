@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,22 +20,33 @@ LARGE_BYTES = 1_000_000_000  # of smaller splits the labels are read again: seco
 ReadLabels = Callable[[np.ndarray], np.ndarray]
 
 
-def cached(read_labels: ReadLabels, count: int, shards: Sequence[str], label_key: str) -> ReadLabels:
+class Stretch(NamedTuple):
+    """The records of a file that a split takes: `take` (-1: all) after the first `skip`."""
+
+    path: str
+    skip: int
+    take: int
+
+
+def cached(read_labels: ReadLabels, count: int, stretches: Sequence[Stretch], label_key: str) -> ReadLabels:
     """The same function, which for a large split reads all labels at the first call and then remembers them.
 
     Args:
       read_labels: ids int64 (n,) -> labels int64 (n,).
       count: number of records.
-      shards: the split's files; another size or time of change of one means other labels.
+      stretches: what the split is made of; another size or time of change of a file means other labels.
       label_key: the feature that is the label.
     """
     try:
-        found = [os.stat(path) for path in shards]
+        found = [os.stat(one.path) for one in stretches]
     except OSError:  # not on a local disk
         return read_labels
     if sum(one.st_size for one in found) < LARGE_BYTES:
         return read_labels
-    parts = [(os.path.abspath(path), one.st_size, one.st_mtime_ns) for path, one in zip(shards, found, strict=True)]
+    parts = [
+        (os.path.abspath(stretch.path), stretch.skip, stretch.take, one.st_size, one.st_mtime_ns)
+        for stretch, one in zip(stretches, found, strict=True)
+    ]
     name = hashlib.sha256(repr((label_key, count, parts)).encode()).hexdigest()[:32]
     kept: list[np.ndarray] = []
 

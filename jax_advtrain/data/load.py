@@ -122,7 +122,6 @@ def _encoded(part: splits.Part, full: dict[str, Any]) -> Samples:
         encoded=part.records.encoded,
         resize=full["resize"],
         least_area=augment.crop_area(full["augment"]),
-        seed=full["seed"],
         skip=full["on_bad_record"] == "skip",
         num_workers=full["num_workers"],
     )

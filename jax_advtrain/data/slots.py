@@ -103,6 +103,7 @@ class Visits:
     def __init__(self, layout: np.ndarray, batch_size: int, seed: int):
         """`layout` of `make_slots`; the others as in `epoch_batches`, which says what is raised."""
         self._arguments = layout, batch_size, seed
+        self.seed = seed
         self._kept = 0, epoch_batches(*self._arguments, epoch=0)
         self.steps_per_epoch = len(self._kept[1])
 

@@ -7,8 +7,11 @@ neither the number of workers nor where a run was resumed changes a pixel.
 import dataclasses
 import gc
 import io
+import math
 import multiprocessing
 import os
+import shutil
+import signal
 import threading
 from collections.abc import Callable, Generator
 from multiprocessing.connection import wait
@@ -21,8 +24,11 @@ from jax_advtrain.data.decode import BadRecord
 from jax_advtrain.data.random_crop import random_resized_crop
 from jax_advtrain.data.slots import Visits
 from jax_advtrain.data.source import Encoded
+from jax_advtrain.errors import ConfigError
 
 _BATCHES_AHEAD = 2  # of each worker
+_BATCHES_HELD = 2 * _BATCHES_AHEAD + 1  # queued, in Grain's interleaving, and the one at work
+_SHARED_MEMORY = "/dev/shm"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +41,6 @@ class EncodedImages:
       encoded: id -> its image as it is stored.
       resize: as in `decode.decode_image`; not used where there is a random crop.
       least_area: None, or the smallest share of the image that a random crop takes.
-      seed: of the crops.
       skip: whether records that cannot be read are left out, instead of fatal.
       num_workers: processes that decode; 0: none, this process does; None: as many as there are cores.
     """
@@ -45,7 +50,6 @@ class EncodedImages:
     encoded: Callable[[int], Encoded]
     resize: int | None
     least_area: float | None
-    seed: int
     skip: bool
     num_workers: int | None
 
@@ -62,14 +66,14 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def read(self, position: int, epoch: int, out: np.ndarray) -> None:
-        """Writes one image, as that epoch sees it, into uint8 (H, W, C); raises BadRecord."""
+    def read(self, position: int, epoch: int, seed: int, out: np.ndarray) -> None:
+        """Writes one image, as that epoch of a run of that seed sees it, into uint8 (H, W, C); raises BadRecord."""
         sample = int(self.ids[position])
         where, content = self.encoded(sample)
         height, width, channels = self.image_shape
         try:
             if self.least_area is not None:
-                random_resized_crop(content, out, self.least_area, self.seed, epoch, sample)
+                random_resized_crop(content, out, self.least_area, seed, epoch, sample)
             else:
                 out[:] = decode.decode_image(io.BytesIO(content), channels, (height, width), self.resize)
         except Exception as error:  # Pillow raises a dozen kinds for damaged images
@@ -102,13 +106,15 @@ def read_batches(
 
     Raises:
       BadRecord: a record that cannot be read, where these are fatal.
+      ConfigError: too little shared memory for so many workers.
     """
     import grain
     from absl import flags
 
     if not flags.FLAGS.is_parsed():  # Grain's workers read its flags; a caller that is no command line has none
         flags.FLAGS.mark_as_parsed()
-    workers = os.cpu_count() or 1 if images.num_workers is None else images.num_workers
+    workers = _cores() if images.num_workers is None else images.num_workers
+    _check_shared_memory(workers, len(rows) * math.prod(images.image_shape))
     source = _Batches(images, visits, rows, num_steps)
     steps = grain.MapDataset.source(source).slice(slice(first_step, num_steps))
     # A worker that reads ahead by threads of its own would only take turns with itself.
@@ -120,6 +126,23 @@ def read_batches(
     if hasattr(iterator, "start_prefetch"):
         iterator.start_prefetch()
     return _closing(iterator)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_shared_memory(workers: int, batch_bytes: int) -> None:
+    """Raises ConfigError where /dev/shm is smaller than what the workers hold in it: a write beyond it kills them."""
+    if not workers or not os.path.isdir(_SHARED_MEMORY):
+        return
+    wanted, free = workers * _BATCHES_HELD * batch_bytes, shutil.disk_usage(_SHARED_MEMORY).free
+    if wanted > free:
+        raise ConfigError(
+            f"{workers} workers hold up to {wanted / 1e9:.3g} GB of batches in {_SHARED_MEMORY}, and {free / 1e9:.3g} "
+            "GB are free there: take fewer (data.num_workers), or give a container more (docker's --shm-size)"
+        )
 
 
 def _closing(iterator: Any) -> Generator[ReadBatch]:
@@ -153,7 +176,7 @@ class _Batches:
             if position < 0:
                 continue
             try:
-                self._images.read(int(position), visit.epoch, pixels[at])
+                self._images.read(int(position), visit.epoch, self._visits.seed, pixels[at])
             except BadRecord as error:
                 if not self._images.skip:
                     _forget(images)
@@ -186,6 +209,7 @@ def _in_worker(number: int, count: int) -> None:
     import cv2
     import jax
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the program decides when all ends
     jax.config.update("jax_platforms", "cpu")  # nothing here computes with it; an accelerator belongs to the program
     cv2.setNumThreads(0)
     if (parent := _parent()) is not None:

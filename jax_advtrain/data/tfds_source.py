@@ -16,6 +16,7 @@ import numpy as np
 
 from jax_advtrain.data import decode, label_cache
 from jax_advtrain.data.decode import BadRecord
+from jax_advtrain.data.label_cache import Stretch
 from jax_advtrain.data.source import Encoded, Records, Samples, Source, as_resized
 from jax_advtrain.data.tfds_folder import check_shards, find_folder, missing
 
@@ -83,8 +84,11 @@ def open_tfds(config: dict[str, Any]) -> Source:
         check_shards(info.splits[split], split, missing(name, data_dir))
         raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES
         raw = builder.as_data_source(split, deserialize_method=raw_bytes)  # pyright: ignore[reportCallIssue]
-        shards = [str(instruction.filename) for instruction in info.splits[split].file_instructions]
-        return _records(name, split, raw, wanted, shards)
+        stretches = [
+            Stretch(str(instruction.filename), instruction.skip, instruction.take)
+            for instruction in info.splits[split].file_instructions
+        ]
+        return _records(name, split, raw, wanted, stretches)
 
     train = config["train_split"] or "train"
     test = config["test_split"] or ("test" if "test" in available else None)
@@ -123,7 +127,7 @@ def _feature_key(info: Any, kind: type, configured: str | None, supervised: int,
     return candidates[0]
 
 
-def _records(name: str, split: str, raw: Any, wanted: _Wanted, shards: Sequence[str]) -> Records:
+def _records(name: str, split: str, raw: Any, wanted: _Wanted, stretches: Sequence[Stretch]) -> Records:
     where = f"{name}, split {split!r}"
 
     def fetch(ids: np.ndarray) -> list[Any]:
@@ -155,7 +159,10 @@ def _records(name: str, split: str, raw: Any, wanted: _Wanted, shards: Sequence[
 
     def encoded(sample: int) -> Encoded:
         # One by one: for a list array_record starts threads, which takes five times as long as to read one record.
-        (features,) = features_of(lambda: [raw.data_source[sample]])
+        try:
+            (features,) = features_of(lambda: [raw.data_source[sample]])
+        except ValueError as error:
+            raise BadRecord(f"{called(sample)}: {error}") from error
         return Encoded(called(sample), features[wanted.image_key].bytes_list.value[0])
 
     def first_image() -> np.ndarray:
@@ -189,7 +196,7 @@ def _records(name: str, split: str, raw: Any, wanted: _Wanted, shards: Sequence[
         decode.for_each(ids, fetch, fill, threaded=False)
         return labels
 
-    read_labels = label_cache.cached(labels_of, len(raw), shards, wanted.label_key)
+    read_labels = label_cache.cached(labels_of, len(raw), stretches, wanted.label_key)
     return Records(split, len(raw), image_shape, np.dtype(np.uint8), read, read_labels, encoded=encoded)
 
 

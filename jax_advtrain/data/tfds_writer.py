@@ -4,6 +4,7 @@ TFDS shuffles records by a hash of their keys. Its shuffler needs TensorFlow abo
 here, and records are written one by one: nothing is held in memory.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,12 +48,18 @@ def write_set(
         yields them, so that ids agree with a set that TFDS prepared.
       description: what the set is.
       supervised: the features that are input and target.
+
+    Raises:
+      OSError: nothing can be written, or there is less room than the records take.
     """
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
     from etils import epath
 
     folder.mkdir(parents=True, exist_ok=True)
+    wanted, free = sum(content.num_bytes for content in contents.values()), shutil.disk_usage(folder).free
+    if wanted > free:
+        raise OSError(f"the records take {wanted / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free")
     split_infos = []
     for split, content in contents.items():
         template = tfds.core.ShardedFileTemplate(
@@ -66,8 +73,8 @@ def write_set(
             for k in shard.tolist():
                 record = features.serialize_example(features.encode_example(content.example(k)))
                 num_bytes += len(record)
-                writer.write(record)
-            writer.close()
+                _write(path, writer.write, record)
+            _write(path, writer.close)
         lengths = [len(shard) for shard in shards]
         split_infos.append(
             tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template)
@@ -80,6 +87,14 @@ def write_set(
         supervised_keys=supervised,
         check_data=False,  # it would read them with TensorFlow
     )
+
+
+def _write(path: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """array_record tells of a full disk by a RuntimeError; here it becomes the system's own kind."""
+    try:
+        function(*arguments)
+    except RuntimeError as error:
+        raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 def _order(split: str, keys: Sequence[Any]) -> list[int]:

@@ -2,11 +2,11 @@
 
 Fast AT (Wong et al., ICLR 2020, arXiv 2001.03994) starts uniformly in the ball and projects on it:
 
-    x' = clip01(x + P_eps(d + 1.25 eps dir(grad CE(x + d)))),   d uniform in the ball of radius epsilon
+    x' = clip01(x + P_eps(s - x + 1.25 eps dir(grad CE(s)))),   s = clip01(x + d), d uniform in the ball of radius eps
 
-N-FGSM (de Jorge et al., NeurIPS 2022, arXiv 2202.01181) draws the noise from a larger ball and clips neither:
+N-FGSM (de Jorge et al., NeurIPS 2022, arXiv 2202.01181) draws the noise from a larger ball and projects neither on it:
 
-    x' = clip01(x + d + eps dir(grad CE(x + d))),               d uniform in the ball of radius 2 epsilon
+    x' = clip01(s + eps dir(grad CE(s))),                       s = clip01(x + d), d uniform in the ball of radius 2 eps
 
 Beware of catastrophic overfitting: within an epoch robustness to PGD may fall to 0 while that to FGSM rises. Watch the
 monitor, and let its attacks have more than one step.

@@ -67,7 +67,7 @@ class FRL(Classwise):
         clean, boundary = (_weights(remedy[name]) for name in ("clean", "boundary"))
         radius = jnp.exp(remedy["log_radius"])
         if isinstance(self.method, Trades):
-            return Factors(radius, beta=boundary / clean, weight=clean)
+            return Factors(radius, beta=boundary / clean, scale=clean)
         return Factors(radius, weight=(clean + boundary) / 2)
 
     def updated(self, remedy: dict[str, np.ndarray], held_out: HeldOut) -> dict[str, np.ndarray]:

@@ -106,7 +106,7 @@ class IMA(Method):
 
     def craft(self, model: Model, batch: Batch, rows: Rows, method_state: Any) -> attacks.BoundaryResult | None:
         """Attacks the whole batch, wrong samples too, each with its own margin as radius."""
-        if self.beta == 0:
+        if isinstance(self.beta, int | float) and self.beta == 0:
             return None
         margin = rows["margin"]
         return self._attack(model).run(

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from jax_advtrain import attacks
 from jax_advtrain.attacks.protocol import check_count, check_number
 from jax_advtrain.data import Dataset, to_unit
-from jax_advtrain.evaluation.attack_dataset import as_pytree, attack_dataset
+from jax_advtrain.evaluation.attack_dataset import as_pytree, attack_dataset, num_outputs
 
 # How near to the worst a class must be to count beside it: without neighbours the ascent would end at the first tie.
 _TEMPERATURE = 0.02
@@ -32,6 +32,8 @@ def corrected(logits_fn: Callable[[jax.Array], jax.Array], correction: Any) -> j
 
 def _corrected(logits_fn, correction, images):
     logits = logits_fn(images)
+    if logits.shape[1:] != correction.shape:
+        raise ValueError(f"the correction has shape {correction.shape}, the logits {logits.shape}; need one a class")
     return logits + correction.astype(logits.dtype)
 
 
@@ -154,10 +156,13 @@ def fit_under_attack(
       attacked, among those that lose at most `most_loss` of the mean; `fit` says the rest.
     """
     check_count("rounds", rounds)
+    count = num_outputs(logits_fn, data)
+    if count == 1:
+        raise ValueError("the model gives one logit a sample; a correction a class needs one logit a class")
     most_loss = settings.get("most_loss", 0.01)
     outputs = jax.jit(lambda logits_fn, images: logits_fn(images))
     logits_fn, kept = as_pytree(logits_fn), []
-    correction, tried = np.zeros(data.num_classes, np.float32), []
+    correction, tried = np.zeros(count, np.float32), []
     for number in range(rounds + 1):
         found = attack_dataset(
             attack,

@@ -82,7 +82,8 @@ def _is_finished(run: Run, asked: Any) -> bool:
     lines, newest = workdir.read_metrics(run.folder), workdir.newest_step(run.folder, LAST)
     if not lines or lines[-1]["step"] != newest:
         return False
-    if lines[-1]["epoch"] < run.config.epochs and not stops_early(lines, run.config.patience):
+    by = run.config.checkpoint.best_by
+    if lines[-1]["epoch"] < run.config.epochs and not stops_early(lines, run.config.patience, by):
         return False
     step = workdir.newest_step(run.folder, run.config.eval.checkpoint)
     return all(

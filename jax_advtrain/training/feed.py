@@ -21,6 +21,10 @@ _AHEAD = 2
 _LOG = logging.getLogger(__name__)
 
 
+class WorkersGone(ConfigError):
+    """A process that reads a streamed set was killed: by the system for its memory, or by a signal to the whole job."""
+
+
 def example(mesh: Mesh, data: Dataset, visit: Visit) -> HostBatch:
     """A batch of the right shapes and shardings; the images of a streamed set are left black."""
     if not data.is_streamed:
@@ -35,7 +39,7 @@ def batches(mesh: Mesh, data: Dataset, visits: Visits, first_step: int, num_step
     Close it to end the processes that read a streamed set.
 
     Raises:
-      ConfigError: a record of a streamed set cannot be read.
+      ConfigError: a record of a streamed set cannot be read, or (WorkersGone) those who read them were killed.
     """
     if not data.is_streamed:
         for step in range(first_step, num_steps):
@@ -48,6 +52,8 @@ def batches(mesh: Mesh, data: Dataset, visits: Visits, first_step: int, num_step
                 read = next(found)
             except BadRecord as error:
                 raise ConfigError(f"{error}; data.on_bad_record='skip' leaves such records out") from error
+            except RuntimeError as error:  # Grain's, of a worker that the system killed
+                raise WorkersGone(f"a process that reads images is gone: {str(error).splitlines()[0]}") from error
             visit = visits(step)
             if read.problems:
                 _LOG.warning("left out of the batch: %s", "; ".join(read.problems.values()))

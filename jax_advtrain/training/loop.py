@@ -28,10 +28,12 @@ from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
 from jax_advtrain.training.monitor import merit, monitor, monitored_radius, stops_early, summary
 from jax_advtrain.training.state import TrainState, averages_epochs, epoch_ended, shardings
-from jax_advtrain.training.step import make_step, means
+from jax_advtrain.training.step import HostBatch, make_step, means
 
 # Steps that may be under way at once: enough to keep a device busy, few enough that batches do not pile up.
 _UNDER_WAY = 2
+# How long after those of others a signal to the whole job may reach this process.
+_SIGNAL_SECONDS = 2.0
 
 
 class Diverged(RuntimeError):
@@ -97,20 +99,23 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
             first_step = step_number - number * per_epoch
             started, losses = time.perf_counter(), collections.deque()
             waiting.seconds = 0.0
-            for batch in itertools.islice(batches, per_epoch - first_step):
+            for batch in _until_stopped(itertools.islice(batches, per_epoch - first_step), stop):
                 state, loss = compiled(state, batch, jnp.int32(number))
                 step_number += 1
                 losses.append(loss)
-                is_stopping = stop.is_set() and step_number < (number + 1) * per_epoch
-                # Before anything is saved every loss is looked at.
-                while len(losses) > (0 if is_stopping else _UNDER_WAY):
+                while len(losses) > _UNDER_WAY:
                     shown.step(number, _finite(losses.popleft(), checkpoints, number, step_number - len(losses)))
-                if is_stopping:
-                    checkpoints.save(LAST, state, saved._replace(epoch=number))
-                    checkpoints.wait()
-                    raise Stopped(f"stopped at step {step_number} and saved; the same command resumes")
+                if stop.is_set():
+                    break
+            # Before anything is saved every loss is looked at.
             while losses:
                 shown.step(number, _finite(losses.popleft(), checkpoints, number, step_number - len(losses)))
+            if stop.is_set() and step_number < (number + 1) * per_epoch:
+                checkpoints.wait()
+                if workdir.newest_step(folder, LAST) != step_number:
+                    checkpoints.save(LAST, state, saved._replace(epoch=number))
+                    checkpoints.wait()
+                raise Stopped(f"stopped at step {step_number} and saved; the same command resumes")
             seconds = time.perf_counter() - started
             sums = {name: float(value) for name, value in state.sums.items()}
             line = {
@@ -130,8 +135,14 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
                 line["margins"] = margins.statistics(counts, sums, delta=delta, ceiling=ceiling, earlier=earlier)
             is_last = number + 1 == experiment.epochs
             is_best = False
-            if len(experiment.splits.validation) and ((number + 1) % config.monitor.every == 0 or is_last):
-                state, line["validation"] = _epoch_ended(experiment, config, state)
+            is_due = (number + 1) % config.monitor.every == 0
+            if len(experiment.splits.validation) and (is_due or is_last):
+                # A last epoch that is not due changes nothing of the method: with more epochs the run goes on as if
+                # it had known of them.
+                if is_due:
+                    state, line["validation"] = _epoch_ended(experiment, config, state)
+                else:
+                    line["validation"], _ = _monitored(experiment, config, state)
                 by = config.checkpoint.best_by
                 is_best = merit(line, by) > max((merit(one, by) for one in lines), default=(-1.0, -1.0))
             state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
@@ -190,6 +201,15 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join(
         f"{name}: {one.get(name)} there, {other.get(name)} here" for name in other if one.get(name) != other[name]
     )
+
+
+def _until_stopped(batches: Iterator[HostBatch], stop: threading.Event) -> Iterator[HostBatch]:
+    """The batches. The signal that asks for a stop may have reached the processes that read them first: no error."""
+    try:
+        yield from batches
+    except feed.WorkersGone:
+        if not stop.wait(_SIGNAL_SECONDS):
+            raise
 
 
 def _finite(loss: jax.Array, checkpoints: Checkpoints, number: int, step_number: int) -> float:

@@ -90,6 +90,8 @@ def merit(line: Mapping[str, Any], by: str = "mean") -> tuple[float, float]:
         return -1.0, -1.0
     robust = found["robust_accuracy"]
     if by != "mean":
+        if "per_class" not in found:  # of a log that an older version began
+            return -1.0, -1.0
         counts = found["per_class"]["robust"]
         worst = min(right / n for n, right in zip(counts["n"], counts["correct"], strict=True) if n)
         robust = worst if by == "worst" else robust + worst

@@ -53,7 +53,7 @@ def test_records_keep_their_bytes_but_for_the_two_odd_ones(archives, data_dir):
         names = [record["file_name"].decode() for record in raw]
         assert names == sorted(files, key=hasher.hash_key)
         for record, name in zip(raw, names, strict=True):
-            wanted = validation_labels[sorted(files).index(name)] if split == "validation" else name.split("_")[0]
+            wanted = validation_labels[int(name[-13:-5]) - 1] if split == "validation" else name.split("_")[0]
             assert ours.info.features["label"].names[record["label"]] == wanted
             if name not in (CMYK, PNG):
                 assert record["image"] == files[name]
@@ -109,7 +109,9 @@ def _archive(path: Path, members: dict[str, bytes]) -> None:
         (TRAIN, {"n99999999.tar": b""}, "each must be called after a class"),
         (TRAIN, {"../n01440764.tar": b""}, "which leaves its folder"),
         (TRAIN, {"n01440764.tar": b"no archive" * 100}, "n01440764.tar is no whole .tar"),
-        (VALIDATION, {"a.JPEG": b"no image"}, "a.JPEG is neither JPEG nor PNG"),
+        (VALIDATION, {"ILSVRC2012_val_00000003.JPEG": b"no image"}, "00000003.JPEG is neither JPEG nor PNG"),
+        (VALIDATION, {"a.JPEG": b""}, "'a.JPEG'; its images are called ILSVRC2012_val_00000001.JPEG"),
+        (VALIDATION, {"ILSVRC2012_val_00050001.JPEG": b""}, "'ILSVRC2012_val_00050001.JPEG'; its images are called"),
     ],
 )
 def test_bad_archives(tmp_path, archives, archive, members, expected):

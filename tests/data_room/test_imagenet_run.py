@@ -90,10 +90,10 @@ def test_a_bad_record_ends_the_run_with_one_line_or_is_left_out(train, tmp_path,
     assert fatal.code == 2 and fatal.err.splitlines()[-1].startswith("error: imagenet2012, split 'train': image of id ")
     assert "cannot be decoded" in fatal.err and "data.on_bad_record='skip'" in fatal.err
     assert "Traceback" not in fatal.err
-    skipping = train(data_dir, tmp_path / "skipping", *fixed, "--config.data.on_bad_record=skip")
+    skipping = train(data_dir, tmp_path / "fatal", *fixed, "--config.data.on_bad_record=skip")  # as the line says
     assert skipping.code == 0, skipping.err
     assert "cannot be decoded" in caplog.text
-    (line,) = [json.loads(text) for text in (tmp_path / "skipping" / "metrics.jsonl").read_text().splitlines()]
+    (line,) = [json.loads(text) for text in (tmp_path / "fatal" / "metrics.jsonl").read_text().splitlines()]
     assert line["unread"] == 1
 
 

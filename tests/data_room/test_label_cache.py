@@ -28,8 +28,8 @@ class Reader:
         return self.labels[ids]
 
 
-def cached(reader: Reader, shard, key: str = "label"):
-    return label_cache.cached(reader, len(reader.labels), [str(shard)], key)
+def cached(reader: Reader, shard, key: str = "label", skip: int = 0):
+    return label_cache.cached(reader, len(reader.labels), [label_cache.Stretch(str(shard), skip, -1)], key)
 
 
 def test_all_are_read_once_and_then_come_from_the_disk(shard):
@@ -45,6 +45,8 @@ def test_other_files_another_feature_or_a_damaged_copy_are_read_anew(shard, tmp_
     cached(Reader([3, 1]), shard)(np.array([0]))
     other = Reader([5, 6])
     assert cached(other, shard, key="coarse")(np.array([0])).tolist() == [5]
+    half = Reader([6, 4])
+    assert cached(half, shard, skip=2)(np.array([0])).tolist() == [6]  # "train[:50%]" and "train[50%:]" share a file
     os.utime(shard, ns=(1, 1))
     changed = Reader([7, 8])
     assert cached(changed, shard)(np.array([1])).tolist() == [8]

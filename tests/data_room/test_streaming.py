@@ -1,5 +1,7 @@
 """Streamed training images: what a batch holds, whatever the workers; bad records; workers that end."""
 
+import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_advtrain import data
+from jax_advtrain import data, devices
 from jax_advtrain.data import slots, streaming
 from jax_advtrain.data.decode import BadRecord
 from jax_advtrain.data.slots import Visits
+from jax_advtrain.errors import ConfigError
+from jax_advtrain.training import feed
 
 NUM_IMAGES = 10
 
@@ -47,8 +51,6 @@ def batches(train: data.Dataset, rows=slice(None), first_step=0, num_steps=6, ba
 
 
 def _with_workers(images: streaming.EncodedImages, workers: int) -> streaming.EncodedImages:
-    import dataclasses
-
     return dataclasses.replace(images, num_workers=workers)
 
 
@@ -192,3 +194,26 @@ def test_workers_end_with_the_program(folder, tmp_path, how):
     while _processes(marker) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not _processes(marker)
+
+
+def test_too_little_shared_memory_is_said_before_anything_starts(folder, monkeypatch):
+    train = load(folder, streaming=True, num_workers=2).train
+    monkeypatch.setattr(streaming, "_BATCHES_HELD", 10**9)
+    with pytest.raises(ConfigError, match=r"2 workers hold up to .* in /dev/shm.*data.num_workers.*--shm-size"):
+        batches(train, workers=2)
+    assert len(batches(train, workers=0)) == 6
+
+
+@pytest.mark.slow
+def test_workers_that_are_gone_are_said_in_one_line(folder):
+    train = load(folder, streaming=True).train
+    train = dataclasses.replace(train, images=_with_workers(train.images, 1))
+    visits = Visits(slots.make_slots(len(train), 2, 0), 4, 0)
+    made = feed.batches(devices.make_mesh(), train, visits, 0, 100_000)
+    next(made)
+    for worker in multiprocessing.active_children():
+        if "grain" in worker.name:
+            worker.kill()
+    with pytest.raises(feed.WorkersGone, match="a process that reads images is gone"):
+        for _ in made:
+            pass
