@@ -158,6 +158,7 @@ TOLD = held_out([0.8, 0.5, 0.2])
 assert len(np.unique(LABELS)) > 1
 
 
+@pytest.mark.slow
 def test_cfa_of_trades_gives_each_class_its_radius_and_its_beta():
     """Class by class it is TRADES at that radius and beta, its losses times (1 + beta before) / (1 + beta)."""
     method = Trades(epsilon=0.1, num_steps=3, beta=6.0)
@@ -224,7 +225,7 @@ def test_before_the_first_epoch_a_remedy_changes_nothing(name, method):
     images, alone = run(method, {})
     np.testing.assert_array_equal(crafted, images)
     np.testing.assert_array_equal(found.losses, alone.losses)
-    np.testing.assert_array_equal(found.weights, 1)
+    assert found.weights is None or np.all(found.weights == 1)
 
 
 @dataclasses.dataclass(frozen=True)

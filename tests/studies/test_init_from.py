@@ -46,6 +46,7 @@ def checkpoint_of(folder, which):
     return max((folder / "checkpoints" / which).iterdir(), key=lambda path: int(path.name))
 
 
+@pytest.mark.slow
 def test_what_a_place_stands_for(run_folder, start):
     best, last = checkpoint_of(run_folder, "best"), checkpoint_of(run_folder, "last")
     for place, expected in (
@@ -66,6 +67,7 @@ def test_what_a_place_stands_for(run_folder, start):
     assert start(run_folder).started_from == last
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_what_its_export_is(run_folder, start, command):
     asked = ("--mode=export", f"--workdir={run_folder}", "--config.eval.checkpoint=last", "--config.eval.name=out")
     assert command(*asked).code == 0
@@ -107,6 +109,7 @@ def test_resuming_does_not_look_there(command, refused, run_folder, tiny_config,
     refused([*asked, "--config.epochs=3"], "no checkpoint in", "can be read", "init_from")
 
 
+@pytest.mark.slow
 def test_what_is_refused(refused, run_folder, finished_run, tiny_config, tmp_path, unchanged):
     asked = [f"--config={tiny_config}", f"--workdir={tmp_path / 'new'}"]
     there = f"--config.init_from={run_folder}"

@@ -139,6 +139,7 @@ def config(digits_dir, name="standard", **fields):
     return made
 
 
+@pytest.mark.slow
 def test_the_end_of_an_epoch_changes_the_method_state_and_resume_is_bit_exact(counting, digits_dir, tmp_path):
     _, state = train(config(digits_dir, "counting", epochs=2), tmp_path / "whole", 1)
     assert int(state.method_state["epochs"]) == 2 and state.method_state["seen"].dtype == jnp.float32
