@@ -1,4 +1,4 @@
-"""Standard, PGD-AT, TRADES and IMA on 8x8 digits: the whole of a comparison in minutes, no download."""
+"""Standard, PGD-AT, TRADES and IMA on 8x8 digits: the whole of a comparison, no download; not timed by us."""
 
 from jax_advtrain.config import base
 from jax_advtrain.studies.grid import grid

@@ -1,6 +1,6 @@
 """All defenses on MNIST, L-inf 0.3, the first 10,000 training images: --config.base.data.data_dir=DIR.
 
-Standard, PGD-AT, TRADES, MART and IMA with 3 seeds, the others with 1. Defenses as in the configs/mnist_*.py. Hours on
+Standard, PGD-AT, TRADES, MART and IMA with 3 seeds, the others with 1. Defenses as in the configs/mnist_*.py. Long on
 2 cores.
 
 Not measured.

@@ -1,7 +1,7 @@
 """Standard, PGD-AT, TRADES, MART and IMA on PneumoniaMNIST: --config.base.data.path=FILE, MedMNIST's npz.
 
 Two classes, nine images of pneumonia to one of none in training: balanced accuracy, sensitivity, specificity, AUROC and
-calibration are rows of the table. Some hours on 2 cores.
+calibration are rows of the table. Not timed by us.
 
 Not measured.
 """
