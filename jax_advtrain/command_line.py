@@ -24,6 +24,8 @@ MODES = {
     "homing": "train again without the class config.analysis.leave_out (or all), into homing/<class>, and see which "
     "images that were attacked into it can still be attacked",
     "equilibrium": "compare the margins of training with the distances that a minimum-norm attack finds",
+    "correct": "fit a correction of the logits, one number a class, for the worst class under attack, into "
+    "corrections/<config.correction.name>.json; evaluate it with --config.eval.correction=<that name>",
     "export": "write a checkpoint's weights as safetensors, into export/<config.eval.name>",
 }
 _USAGE = """Trains a classifier with IMA (per-sample margins) or another defense, attacks it, and draws the results.

@@ -56,6 +56,7 @@ def base(defense: str = "ima", model: str = "small_cnn", classwise: str = "") ->
       eval: after_training = which checkpoints are evaluated at the end, each in the folder of its name; checkpoint =
         which one --mode=evaluate takes, name = its folder ("" = that of the checkpoint); split; attacks, texts such as
         "pgd:num_steps=100:loss=lm:restarts=5"; radii of each norm; num_samples (None = all), from the front;
+        correction = the one of --mode=correct that is part of the predictor ("" = none; of --mode=evaluate, diagnose);
         batch_size; figures = images in the gallery; check_samples = on how many samples `check_model` looks for
         signs that the attacks fail on this model, at the monitor's norm and radius (0 = not; it costs time).
       margins: of --mode=margins: norm, rising radii, num_steps, split, num_samples.
@@ -66,6 +67,10 @@ def base(defense: str = "ima", model: str = "small_cnn", classwise: str = "") ->
         bootstrap; leave_out = the class, or "all", that homing trains without; homing_attacks = what it attacks with.
       equilibrium: of --mode=equilibrium: attack, a minimum-norm one as text; num_samples, of the training samples (None
         = all), from the front.
+      correction: of --mode=correct, which fits one number a class to be added to the logits (checkpoint:
+        eval.checkpoint). name, of its file; attack, as text, at one norm and radius (None = the monitor's); split and
+        num_samples (None = all), held out from what is evaluated later; rounds of attack and fit; most_loss, of mean
+        accuracy under that attack, that the worst class may cost.
     """
     return ml_collections.ConfigDict(_settable(_defaults(defense, model, classwise)))
 
@@ -126,6 +131,7 @@ def _defaults(defense: str, model: str, classwise: str = "") -> dict[str, Any]:
             "epsilons_l2": (0.5, 1.0, 2.0),
             "epsilons_l1": (),
             "num_samples": None,
+            "correction": "",
             "batch_size": 256,
             "figures": 8,
             "check_samples": 0,
@@ -152,6 +158,16 @@ def _defaults(defense: str, model: str, classwise: str = "") -> dict[str, Any]:
             "homing_attacks": "pgd:num_steps=20, pgd:num_steps=20:loss=lm",
         },
         "equilibrium": {"attack": "fmn", "num_samples": 1000},
+        "correction": {
+            "name": "correction",
+            "attack": "pgd:num_steps=40",
+            "norm": None,
+            "epsilon": None,
+            "split": "validation",
+            "num_samples": None,
+            "rounds": 3,
+            "most_loss": 0.01,
+        },
     }
 
 

@@ -24,7 +24,7 @@ from jax_advtrain.training.state import averages_epochs
 _WHOLE_NUMBERS = (
     *("epochs", "batch_size", "num_shards", "accumulate", "monitor.every", "monitor.num_samples", "checkpoint.keep"),
     *("checkpoint.every_epochs", "eval.batch_size", "margins.num_steps"),
-    *("analysis.temperature_steps", "analysis.resamples"),
+    *("analysis.temperature_steps", "analysis.resamples", "correction.rounds"),
 )
 _LOSSES_OF_ONE_LOGIT, _LOSSES_OF_SEVERAL = ("bce", "lmb"), ("ce", "lm", "slm")
 # Attacks that look for the nearest adversarial image, and need no radius.
@@ -53,18 +53,22 @@ def validate(config: Any, num_devices: int) -> None:
         optim.build(config.optimizer, steps_per_epoch=1, epochs=config.epochs)
         norm, epsilon = monitored_radius(config)
         radii = {norm: tuple(config.eval[f"epsilons_{norm}"]) for norm in NORMS}
-        norm_analysed, epsilon_analysed = analysed_radius(config)
-        analysed = {norm_analysed: (epsilon_analysed,)}
+        analysed, corrected = (
+            {norm: (epsilon,)} for norm, epsilon in (analysed_radius(config), correction_radius(config))
+        )
         for section, field, epsilons in (
             ("eval", "attacks", radii),
             ("monitor", "attacks", {norm: (epsilon,)}),
             ("analysis", "attacks", analysed),
             ("analysis", "homing_attacks", analysed),
+            ("correction", "attack", corrected),
         ):
             members = suite.parse_all(suite.texts(config[section][field]), where=f"{section}.{field}")
             suite.check_norms(members, epsilons, where=f"{section}.{field}")
             if section == "analysis" and not members:
                 raise ConfigError(f"{section}.{field} is empty; name one attack or more")
+            if section == "correction" and len(members) != 1:
+                raise ConfigError(f"{section}.{field} names {len(members)} attacks; name one")
         check_radii(tuple(config.margins.radii))
         nearest = suite.parse(config.equilibrium.attack, where="equilibrium.attack").settings["name"]
         if nearest not in MINIMUM_NORM:
@@ -82,11 +86,24 @@ def analysed_radius(config: Any) -> tuple[str, float]:
     Raises:
       ConfigError: another norm than the monitor's, and no radius.
     """
+    return _own_radius(config, "analysis")
+
+
+def correction_radius(config: Any) -> tuple[str, float]:
+    """Norm and radius at which a correction of the logits is fitted: as given, else the monitor's.
+
+    Raises:
+      ConfigError: another norm than the monitor's, and no radius.
+    """
+    return _own_radius(config, "correction")
+
+
+def _own_radius(config: Any, section: str) -> tuple[str, float]:
     norm, epsilon = monitored_radius(config)
-    given = config.analysis.norm or norm
-    if given != norm and config.analysis.epsilon is None:
-        raise ConfigError(f"analysis.norm is {given!r}, the monitor's {norm!r}; give analysis.epsilon too")
-    return given, float(config.analysis.epsilon or epsilon)
+    given = config[section].norm or norm
+    if given != norm and config[section].epsilon is None:
+        raise ConfigError(f"{section}.norm is {given!r}, the monitor's {norm!r}; give {section}.epsilon too")
+    return given, float(config[section].epsilon or epsilon)
 
 
 def is_folder_name(name: str) -> bool:
@@ -146,6 +163,7 @@ def _numbers(config: Any, num_devices: int) -> None:
         "margins.num_samples",
         "analysis.num_samples",
         "equilibrium.num_samples",
+        "correction.num_samples",
         "patience",
     )
     for name in optional:
@@ -177,7 +195,9 @@ def _numbers(config: Any, num_devices: int) -> None:
                 raise ConfigError(f"optimizer.{field} holds {value!r}; give finite numbers from 0")
     for name in ("eval.epsilons_linf", "eval.epsilons_l2", "eval.epsilons_l1", "margins.radii"):
         _radii(name, _at(config, name))
-    for name in ("monitor.epsilon", "analysis.epsilon"):
+    if not (_is_number(config.correction.most_loss) and 0 <= config.correction.most_loss < 1):
+        raise ConfigError(f"correction.most_loss is {config.correction.most_loss!r}; give a number from 0, and below 1")
+    for name in ("monitor.epsilon", "analysis.epsilon", "correction.epsilon"):
         if _at(config, name) is not None:
             _radii(name, (_at(config, name),))
     for value in config.analysis.temperatures:
@@ -189,10 +209,10 @@ def _numbers(config: Any, num_devices: int) -> None:
 
 
 def _names(config: Any) -> None:
-    for section in ("eval", "margins", "analysis"):
+    for section in ("eval", "margins", "analysis", "correction"):
         if config[section].split not in _SPLITS:
             raise ConfigError(unknown_name(f"{section}.split", config[section].split, _SPLITS))
-    for section in ("margins", "monitor", "analysis"):
+    for section in ("margins", "monitor", "analysis", "correction"):
         name = config[section].norm
         if name not in NORMS and not (name is None and section != "margins"):
             raise ConfigError(unknown_name(f"{section}.norm", name, NORMS))
@@ -203,10 +223,11 @@ def _names(config: Any) -> None:
     for name in suite.texts(config.eval.after_training):
         if name not in (LAST, BEST):
             raise ConfigError(unknown_name("eval.after_training", name, (LAST, BEST)))
-    for section in ("eval", "analysis"):
-        name = config[section].name
-        if name and not (isinstance(name, str) and _FOLDER_NAME.fullmatch(name)):
-            raise ConfigError(f"{section}.name is {name!r}; give one folder name of letters, digits and _ . + -")
+    for field in ("eval.name", "analysis.name", "correction.name", "eval.correction"):
+        name, of_file = _at(config, field), "correction" in field
+        if (name or field == "correction.name") and not (isinstance(name, str) and _FOLDER_NAME.fullmatch(name)):
+            what = "file" if of_file else "folder"
+            raise ConfigError(f"{field} is {name!r}; give one {what} name of letters, digits and _ . + -")
     _model(config.model)
 
 

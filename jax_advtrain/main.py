@@ -17,6 +17,7 @@ from jax_advtrain.errors import ConfigError
 from jax_advtrain.studies import (
     beside,
     comparing,
+    correcting,
     diagnosis,
     equilibrium,
     evaluations,
@@ -47,6 +48,8 @@ def run(asked: command_line.Asked, display: Display) -> None:
         homing.home_run(config, asked.workdir, display)
     elif asked.mode == "equilibrium":
         equilibrium.compare_margins(config, asked.workdir, display)
+    elif asked.mode == "correct":
+        correcting.correct_run(config, asked.workdir, display)
     elif asked.mode == "export":
         exporting.export_run(config, asked.workdir, display)
     elif config.beside:

@@ -7,8 +7,8 @@ correction)` under attacks that are run on it. Relabelling what an attack on the
 nothing about an attacker who knows of the correction; `fit_under_attack` attacks each correction in its turn, too.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from jax_advtrain.evaluation.attack_dataset import as_pytree, attack_dataset, nu
 
 # How near to the worst a class must be to count beside it: without neighbours the ascent would end at the first tie.
 _TEMPERATURE = 0.02
+# Of mean accuracy, what the worst class may cost by default.
+MOST_LOSS = 0.01
 
 
 def corrected(logits_fn: Callable[[jax.Array], jax.Array], correction: Any) -> jax.tree_util.Partial:
@@ -41,7 +43,7 @@ def fit(
     logits: Float[np.ndarray, "batch classes"],
     labels: Int[np.ndarray, "batch"],
     *,
-    most_loss: float = 0.01,
+    most_loss: float = MOST_LOSS,
     sweeps: int = 10,
 ) -> Float[np.ndarray, "classes"]:
     """The correction with the best worst class whose mean accuracy is at most `most_loss` below that of no correction.
@@ -130,6 +132,19 @@ def _line(logits: np.ndarray, labels: np.ndarray, one: int) -> tuple[np.ndarray,
     return values[apart], right[apart]
 
 
+class Tried(NamedTuple):
+    """A correction, and what it reached where it was itself attacked.
+
+    Attributes:
+      worst, mean: accuracy under attack of the worst class, and of all held-out samples.
+      correction: (classes,), added to the logits.
+    """
+
+    worst: float
+    mean: float
+    correction: Float[np.ndarray, "classes"]
+
+
 def fit_under_attack(
     logits_fn: Callable[[jax.Array], jax.Array],
     data: Dataset,
@@ -143,23 +158,51 @@ def fit_under_attack(
     batch_size: int = 256,
     **settings: Any,
 ) -> Float[np.ndarray, "classes"]:
-    """A correction that holds while it is attacked: attack, fit, attack what is corrected, fit on all found so far.
+    """A correction that holds while it is attacked: the `best` of `try_under_attack`, whose arguments these are."""
+    tried = try_under_attack(
+        logits_fn, data, attack, mesh,
+        norm=norm, epsilon=epsilon, rounds=rounds, seed=seed, batch_size=batch_size, **settings,
+    )  # fmt: skip
+    return best(tried, settings.get("most_loss", MOST_LOSS)).correction
+
+
+def best(tried: Sequence[Tried], most_loss: float) -> Tried:
+    """The best worst class (then mean) among those that lose at most `most_loss` of the mean of the first."""
+    allowed = [one for one in tried if one.mean >= tried[0].mean - most_loss - 1e-12]
+    return max(allowed, key=lambda one: one[:2])
+
+
+def try_under_attack(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    data: Dataset,
+    attack: attacks.Attack,
+    mesh: Mesh | None = None,
+    *,
+    norm: str = "linf",
+    epsilon: float,
+    rounds: int = 3,
+    seed: int = 0,
+    batch_size: int = 256,
+    **settings: Any,
+) -> list[Tried]:
+    """Attack, fit, attack what is corrected, fit on all found so far, and so on.
 
     Args:
       data: held-out images, of which the predictor is not evaluated afterwards.
       attack, mesh, norm, epsilon, seed, batch_size: as in `attack_dataset`.
-      rounds: attacks, from 1.
+      rounds: fits, from 1.
       settings: of `fit`.
 
     Returns:
-      Of the corrections of all rounds, and of none, the one with the best worst class (then mean) where it was itself
-      attacked, among those that lose at most `most_loss` of the mean; `fit` says the rest.
+      No correction first, then that of each round.
+
+    Raises:
+      ValueError: one logit a sample; what `fit` refuses.
     """
     check_count("rounds", rounds)
     count = num_outputs(logits_fn, data)
     if count == 1:
         raise ValueError("the model gives one logit a sample; a correction a class needs one logit a class")
-    most_loss = settings.get("most_loss", 0.01)
     outputs = jax.jit(lambda logits_fn, images: logits_fn(images))
     logits_fn, kept = as_pytree(logits_fn), []
     correction, tried = np.zeros(count, np.float32), []
@@ -176,7 +219,7 @@ def fit_under_attack(
             keep_images=True,
         )
         by_class = [found.is_right[data.labels == one].mean() for one in np.unique(data.labels)]
-        tried.append((min(by_class), found.is_right.mean(), correction))
+        tried.append(Tried(float(min(by_class)), float(found.is_right.mean()), correction))
         if number == rounds:
             break
         assert found.images is not None
@@ -184,5 +227,4 @@ def fit_under_attack(
             images = to_unit(found.images[first : first + batch_size], jnp.zeros(()).dtype)
             kept.append(np.asarray(outputs(logits_fn, images)))
         correction = fit(np.concatenate(kept), np.tile(data.labels, number + 1), **settings)
-    allowed = [one for one in tried if one[1] >= tried[0][1] - most_loss - 1e-12]
-    return max(allowed, key=lambda one: one[:2])[2]
+    return tried

@@ -21,7 +21,7 @@ from jax_advtrain.evaluation.records import WORST_OF
 from jax_advtrain.models import functional
 from jax_advtrain.reports import classwise as pictures
 from jax_advtrain.reports import classwise_flow as maps
-from jax_advtrain.studies import evaluations, opening
+from jax_advtrain.studies import correcting, evaluations, opening
 from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
@@ -31,7 +31,7 @@ from jax_advtrain.training.state import TrainState, evaluated_params
 _SETTINGS_NAME = "settings.json"
 _DECISIVE = (
     *("attacks", "split", "num_samples", "temperatures", "temperature_steps", "superclasses", "resamples"),
-    *("norm", "epsilon", "checkpoint", "seed", "step"),
+    *("norm", "epsilon", "checkpoint", "seed", "step", "correction"),
 )
 
 
@@ -53,6 +53,7 @@ def diagnose_run(config: Any, folder: Path | str, display: Display | None = None
     data = opening.samples(experiment, "analysis", config)
     with opening.config_errors():
         groups = _superclasses(config, data)
+        logits_fn = correcting.predictor(config, folder, experiment, state)
     settings, target = _settings(config, which, int(state.step)), place(config, folder)
     there = _standing(target)
     if workdir.agreed(there == settings):
@@ -67,7 +68,7 @@ def diagnose_run(config: Any, folder: Path | str, display: Display | None = None
                     "--config.analysis.name=NAME"
                 )
             evaluations.move_aside(target, there["step"], display)
-        facts = _diagnose(config, folder, target, settings, display, experiment, state, data, groups)
+        facts = _diagnose(config, folder, target, settings, display, experiment, state, logits_fn, data, groups)
     if workdir.is_writer():
         _draw(config, target, facts, data)
     show(display, target, facts)
@@ -93,7 +94,7 @@ def _superclasses(config: Any, data: Dataset) -> superclasses.Superclasses | Non
 
 def _settings(config: Any, which: str, step: int) -> dict[str, Any]:
     norm, epsilon = analysed_radius(config)
-    kept = {**configs.plain(config.analysis), "norm": norm, "epsilon": epsilon}
+    kept = {**configs.plain(config.analysis), "norm": norm, "epsilon": epsilon, "correction": config.eval.correction}
     return {name: {**kept, "checkpoint": which, "seed": config.seed, "step": step}[name] for name in _DECISIVE}
 
 
@@ -105,17 +106,20 @@ def _standing(target: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or not (target / files.FACTS_NAME).exists():
         return None
+    found = {"correction": "", **found}  # older ones knew of none
     return {name: found.get(name) for name in _DECISIVE}
 
 
-def _diagnose(config, folder, target, settings, display, experiment: Experiment, state: TrainState, data, groups):
+def _diagnose(
+    config, folder, target, settings, display, experiment: Experiment, state: TrainState, logits_fn, data, groups
+):
     name = f".{target.name}.state-{zlib.crc32(json.dumps(settings, sort_keys=True).encode()):08x}"
     state_folder = target.with_name(name) if jax.process_count() == 1 else None
     kernel, why_not = _kernel(experiment, state, data)
     what = f"attacking {len(data)} {settings['split']} samples at {settings['norm']} {settings['epsilon']:g}"
     with display.working(what) as tell:
         found = classwise.diagnose(
-            experiment.logits_fn(state),
+            logits_fn,
             data,
             experiments.members(experiment, suite.texts(config.analysis.attacks)),
             norm=settings["norm"],
@@ -132,6 +136,7 @@ def _diagnose(config, folder, target, settings, display, experiment: Experiment,
                 "defense": configs.plain(config.defense),
                 "checkpoint": settings["checkpoint"],
                 "step": settings["step"],
+                **({"correction": settings["correction"]} if settings["correction"] else {}),
             },
             split=settings["split"],
             resamples=config.analysis.resamples,

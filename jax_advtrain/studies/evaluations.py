@@ -21,7 +21,7 @@ from jax_advtrain.evaluation.attack_dataset import attack_dataset, first, name_s
 from jax_advtrain.evaluation.check_model import check_model
 from jax_advtrain.evaluation.check_model import lines as check_lines
 from jax_advtrain.reports import curves, images
-from jax_advtrain.studies import opening
+from jax_advtrain.studies import correcting, opening
 from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
@@ -32,23 +32,29 @@ from jax_advtrain.training.state import TrainState
 _SETTINGS_NAME = "settings.json"
 _CURVE_NAME, _GALLERY_NAME = "accuracy_vs_radius.png", "images.png"
 # What of config.eval decides the numbers; batch size and figures do not.
-_DECISIVE = ("split", "attacks", "epsilons_linf", "epsilons_l2", "epsilons_l1", "num_samples", "check_samples")
+_DECISIVE = (
+    *("split", "attacks", "epsilons_linf", "epsilons_l2", "epsilons_l1", "num_samples", "check_samples"),
+    "correction",
+)
 
 
 def evaluate_run(config: Any, folder: Path | str, display: Display | None = None) -> dict[str, Any]:
-    """Evaluates a workdir's checkpoint into eval/<eval.name> (default: the checkpoint's name).
+    """Evaluates a workdir's checkpoint into eval/<eval.name> (default: the names of checkpoint and correction).
 
     Returns:
       results.json's content.
 
     Raises:
-      ConfigError: no such run, or that folder holds an evaluation with other settings.
+      ConfigError: no such run or correction, or that folder holds an evaluation with other settings.
     """
     folder, display = Path(folder), display or Display()
     which = config.eval.checkpoint
     experiment, state = opening.load_run(config, folder, which, display)
-    target = folder / "eval" / (config.eval.name or which)
-    found = evaluate_state(config, target, display, experiment, state, which)
+    with opening.config_errors():
+        logits_fn = correcting.predictor(config, folder, experiment, state)
+    plain_name = f"{which}-{config.eval.correction}" if config.eval.correction else which
+    target = folder / "eval" / (config.eval.name or plain_name)
+    found = evaluate_state(config, target, display, experiment, state, which, logits_fn=logits_fn)
     show(display, target.name, found)
     display.say(f"results: {target / results.RESULTS_NAME}")
     display.say(f"plots:   {target}")
@@ -68,6 +74,7 @@ def standing(target: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or not (target / results.RESULTS_NAME).exists():
         return None
+    found = {"correction": "", **found}  # older ones knew of none
     return {name: found.get(name) for name in (*_DECISIVE, "checkpoint", "seed", "step")}
 
 
@@ -102,12 +109,13 @@ def evaluate_state(
     *,
     replace: bool = False,
     twin: Path | None = None,
+    logits_fn: jax.tree_util.Partial | None = None,
 ) -> dict[str, Any]:
     """Evaluates and draws into a folder, unless the same is there already.
 
     An evaluation of an earlier step of the run (with `replace`: any other) is moved aside, to <folder>.step-<number>.
     Where the folder `twin` holds the same evaluation of the same step, under another checkpoint's name, nothing is
-    attacked twice.
+    attacked twice. `logits_fn` is the predictor where it is not the state's alone.
 
     Returns:
       results.json's content.
@@ -117,6 +125,7 @@ def evaluate_state(
     """
     settings = _settings(config, which, int(state.step))
     data = opening.samples(experiment, "eval", config)
+    logits_fn = experiment.logits_fn(state) if logits_fn is None else logits_fn
     there = standing(target)
     if workdir.agreed(there == settings):
         display.say(f"{target} holds this evaluation already")
@@ -132,11 +141,11 @@ def evaluate_state(
             measured = results.records_of(found), results.read_per_sample(twin), found["model"]["bad_gradients"]
             checked = [line for line in found["warnings"] if line not in results.masking_warnings(measured[0])]
         else:
-            checked = _check(config, display, experiment, state, data)
-            measured = _measure(config, target, settings, display, experiment, state, data, which)
+            checked = _check(config, display, logits_fn, data)
+            measured = _measure(config, target, settings, display, experiment, logits_fn, data, which)
         found = _write(config, target, data, settings, *measured, checked)
         _forget_states(target)
-    _draw(config, target, experiment, state, data, found)
+    _draw(config, target, experiment, logits_fn, data, found)
     return found
 
 
@@ -161,7 +170,7 @@ def _measure(
     settings,
     display: Display,
     experiment: Experiment,
-    state: TrainState,
+    logits_fn: jax.tree_util.Partial,
     data: Dataset,
     which,
 ):
@@ -170,7 +179,7 @@ def _measure(
     state_folder = target.with_name(name) if jax.process_count() == 1 else None
     with display.working(f"evaluating the {which} checkpoint on {len(data)} {config.eval.split} samples") as tell:
         return evaluation.evaluate(
-            experiment.logits_fn(state),
+            logits_fn,
             data,
             experiments.members(experiment, suite.texts(config.eval.attacks)),
             {norm: tuple(config.eval[f"epsilons_{norm}"]) for norm in NORMS},
@@ -183,7 +192,7 @@ def _measure(
         )
 
 
-def _check(config: Any, display: Display, experiment: Experiment, state: TrainState, data: Dataset) -> list[str]:
+def _check(config: Any, display: Display, logits_fn: jax.tree_util.Partial, data: Dataset) -> list[str]:
     """What `check_model` says of the model at the radius of interest, as lines for results.json."""
     if not config.eval.check_samples:
         return []
@@ -191,7 +200,7 @@ def _check(config: Any, display: Display, experiment: Experiment, state: TrainSt
     few = first(data, config.eval.check_samples)
     with display.working(f"checking the model on {len(few)} samples at {norm} {epsilon:g}"):
         found = check_model(
-            experiment.logits_fn(state),
+            logits_fn,
             np.asarray(to_unit(few.images)),
             few.labels,
             norm=norm,
@@ -221,6 +230,7 @@ def _write(
         "defense": configs.plain(config.defense),
         "checkpoint": settings["checkpoint"],
         "step": settings["step"],
+        **({"correction": settings["correction"]} if settings["correction"] else {}),
         "bad_gradients": {what: list(counts) for what, counts in bad_gradients.items()},
     }
     if workdir.is_writer():
@@ -231,20 +241,24 @@ def _write(
     return results.build_results(model, data.fingerprint(), records, checked)
 
 
-def _draw(config: Any, target: Path, experiment: Experiment, state: TrainState, data: Dataset, found) -> None:
+def _draw(
+    config: Any, target: Path, experiment: Experiment, logits_fn: jax.tree_util.Partial, data: Dataset, found
+) -> None:
     """The pictures that are not there yet: a run killed while drawing is mended by the same command."""
     title = f"{config.defense.name} on {data.name}, {found['model']['checkpoint']} checkpoint"
     if found["headline"] and workdir.is_writer() and not (target / _CURVE_NAME).exists():
         curves.accuracy_vs_radius(found, target / _CURVE_NAME, title=title)
     wanted = data.images.ndim == 4 and config.eval.figures and suite.texts(config.monitor.attacks)
     if wanted and not workdir.agreed((target / _GALLERY_NAME).exists()):
-        _draw_gallery(config, target / _GALLERY_NAME, experiment, state, data)
+        _draw_gallery(config, target / _GALLERY_NAME, experiment, logits_fn, data)
 
 
-def _draw_gallery(config: Any, path: Path, experiment: Experiment, state: TrainState, data: Dataset) -> None:
+def _draw_gallery(
+    config: Any, path: Path, experiment: Experiment, logits_fn: jax.tree_util.Partial, data: Dataset
+) -> None:
     """Clean, attacked and difference of a few images, under the monitor's last attack at its radius."""
     norm, epsilon = monitored_radius(config)
-    few, logits_fn = first(data, config.eval.figures), experiment.logits_fn(state)
+    few = first(data, config.eval.figures)
     member = experiments.members(experiment, suite.texts(config.monitor.attacks))[-1]
     clean = attack_dataset(None, logits_fn, few, experiment.mesh)
     found = attack_dataset(

@@ -47,6 +47,11 @@ def set_up(config: Any, folder: Path, *, is_training: bool = True) -> Experiment
         validate(config, mesh.size)
         if config.eval.check_samples and jax.process_count() > 1:
             raise ConfigError("eval.check_samples needs one process; set it to 0, and check the model on one machine")
+        if is_training and config.eval.correction:
+            raise ConfigError(
+                f"eval.correction is {config.eval.correction!r}; it is for --mode=evaluate and --mode=diagnose of a "
+                "trained run"
+            )
         refuse_other_run(config, folder)
         # A run that has a checkpoint goes on without the weights that it once started from.
         is_start = is_training and not workdir.newest_step(folder, LAST)
