@@ -22,7 +22,6 @@ from jax_advtrain import command_line
 from jax_advtrain import config as configs
 from jax_advtrain.evaluation import results
 from jax_advtrain.evaluation.paired import compare_pairs
-from jax_advtrain.evaluation.records import WORST_OF
 from jax_advtrain.studies import correcting, evaluations, grid
 from jax_advtrain.training import workdir
 
@@ -64,10 +63,13 @@ def of_run(run: grid.Run, asked: Any, correction: str) -> Found:
     held_out = evaluated(
         kept, run.folder, f"{name}-validation{suffix}", split="validation", attacks=HELD_OUT, num_samples=None
     )
-    key = results.sample_key(WORST_OF, NORM, epsilon)
-    by_class = [held_out[key][held_out["label"] == one].mean() for one in np.unique(held_out["label"])]
+
+    def robust(found: dict[str, np.ndarray]) -> np.ndarray:
+        return found[results.sample_key("prediction", NORM, epsilon)] == found["label"]
+
+    by_class = [robust(held_out)[held_out["label"] == one].mean() for one in np.unique(held_out["label"])]
     clean = test["clean_prediction"] == test["label"]
-    return Found(clean, test[key], test["label"], int(np.argmin(by_class)))
+    return Found(clean, robust(test), test["label"], int(np.argmin(by_class)))
 
 
 def worst_difference(first: list[Found], second: list[Found]) -> tuple[float, float, float]:
