@@ -92,9 +92,11 @@ def main() -> None:
     args = parser.parse_args()
     splits = data.load({"name": "mnist", "data_dir": args.data_dir, "num_train": args.num_train, "validation_size": 0})
     images = jnp.asarray(data.to_unit(splits.test.images[: args.samples]))
-    labels = jnp.asarray(splits.test.labels[: args.samples])
-    run = jax.jit(lambda attack, key, logits_fn, epsilon: attack.run(key, logits_fn, images, labels, epsilon=epsilon))
-    rows, pgd = [], _pgd("ce")
+    labels = splits.test.labels[: args.samples]
+    run = jax.jit(
+        lambda attack, key, logits_fn, epsilon: attack.run(key, logits_fn, images, jnp.asarray(labels), epsilon=epsilon)
+    )
+    rows, of_classes, pgd = [], {}, _pgd("ce")
     sweep = attacks.temperature_sweep(pgd, TEMPERATURES)
     for kind in ("cosine", "trades"):
         started = time.perf_counter()
@@ -111,10 +113,25 @@ def main() -> None:
             margin = ask(_pgd("lm"))
             cells = [found.is_right.mean() for found in (*alone.values(), union, restarts, margin)]
             rows.append([kind, f"{epsilon:g}", *(f"{100 * float(cell):.1f}" for cell in cells)])
-            print(rows[-1], attacks.winners_by_class(union, labels, 10, len(TEMPERATURES)).sum(1).tolist(), flush=True)
+            wins = np.asarray(attacks.winners_by_class(union, labels, 10, len(TEMPERATURES)))
+            print(rows[-1], wins.tolist(), flush=True)
+            if epsilon == RADIUS:
+                of_classes[kind] = _by_class((*alone.values(), union, restarts, margin), labels)
     print(f"\nRobust accuracy in percent, first {len(images)} test images of MNIST; {machine()}\n")
     head = ["model", "epsilon", *(f"T = {T:g}" for T in TEMPERATURES)]
-    print(table([*head, "union of T", f"T = 1, {len(TEMPERATURES)} restarts", "logit margin"], rows))
+    head += ["union of T", f"T = 1, {len(TEMPERATURES)} restarts", "logit margin"]
+    print(table(head, rows))
+    for kind, cells in of_classes.items():
+        print(f"\nClass by class, {kind}, epsilon {RADIUS:g}\n")
+        print(table(["class", "images", *head[2:]], cells))
+
+
+def _by_class(found, labels) -> list[list[str]]:
+    right = [np.asarray(one.is_right) for one in found]
+    return [
+        [str(one), str(int((labels == one).sum())), *(f"{100 * cell[labels == one].mean():.1f}" for cell in right)]
+        for one in range(10)
+    ]
 
 
 def _pgd(loss):

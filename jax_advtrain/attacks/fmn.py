@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_advtrain.attacks import norms
+from jax_advtrain.attacks.final_search import PASSES, final_search
 from jax_advtrain.attacks.gradients import Ascent, ascent
 from jax_advtrain.attacks.minimum_norm import (
     MARGIN,
@@ -156,14 +157,16 @@ class FMN(Stepwise):
         return within_radius(state.nearest, state.problem)
 
     def result(self, logits_fn: LogitsFn, state: FMNState) -> AttackResult:
-        """The nearest adversarial image found, or the clean image; no pass."""
-        del logits_fn
-        return minimum_norm_result(state)
+        """The nearest adversarial image found, drawn nearer by `final_search` ("l0": as it is), or the clean image."""
+        if self.norm == "l0":
+            return minimum_norm_result(state)
+        nearest = final_search(logits_fn, state.problem, state.nearest, norm=self.norm)
+        return minimum_norm_result(state._replace(nearest=nearest))
 
     @property
     def passes(self) -> int:
         """Forward plus backward passes a sample."""
-        return 2 * self.num_steps
+        return 2 * self.num_steps + (0 if self.norm == "l0" else PASSES)
 
 
 def _adapted_radius(radius, gamma, fooled, nearest, estimate) -> Float[Array, "batch"]:
@@ -235,9 +238,10 @@ def fmn(
         d <- clip01(x0 + project_r(d + step_size * grad L / ||grad L||_2)) - x0
 
     For "l0", where r is a number of entries, it starts at 1 and changes by max(1, gamma r) in either direction.
-    The result is the nearest adversarial image of all iterates; a sample that is wrong from the start has distance 0
-    and keeps its clean image, and so does one for which nothing was found. Step size and gamma follow half a cosine
-    to their final values, by each sample's own steps. The key is not used: nothing is random.
+    The result is the nearest adversarial image of all iterates, drawn nearer by `final_search` (not in "l0"): of a
+    linear model of any number of classes the distance is exact to 0.1%. A sample that is wrong from the start has
+    distance 0 and keeps its clean image, and so does one for which nothing was found. Step size and gamma follow half a
+    cosine to their final values, by each sample's own steps. The key is not used: nothing is random.
 
     Args:
       norm: "linf", "l2", "l1", or "l0": the number of changed entries (pixels times channels, so that a colour pixel
@@ -249,10 +253,11 @@ def fmn(
       step_size: first L2 length of a step, whatever the norm, in pixel units of [0, 1]: a scalar or one a sample.
         None: 3 for "l1", where it decides how few entries carry the perturbation, and 1 for the others.
       step_size_final: its last value; None: a hundredth of `step_size`.
-      gamma, gamma_final: first and last relative change of the radius, below 1. The last one bounds the precision.
+      gamma, gamma_final: first and last relative change of the radius, below 1.
 
     Returns:
-      An attack: call it as `attack(key, logits_fn, images, labels)`. It costs 2 passes a step.
+      An attack: call it as `attack(key, logits_fn, images, labels)`. It costs 2 passes a step, and 39
+      at the end ("l0": none).
 
     Raises:
       ValueError: an unknown norm, num_steps < 1, a negative or NaN number, a gamma of 1 or more.
@@ -272,8 +277,9 @@ def fmn(
       radius grows by gamma beyond the linear estimate (which is exact for a linear model, so that the original stops a
       rounding error before its boundary, and with pixels at the ends of the box far before it); "l1" projects on the
       intersection of ball and box; "l0" clips to the box before it picks the largest entries, or those that the box
-      holds back take the places of those that could move. A given `start` is where the search begins; it is not drawn
-      to the boundary first.
+      holds back take the places of those that could move; the final search, without which the climb ends up to some
+      percent too far, and at the boundary of the class that has the second logit. A given `start` is where the search
+      begins; it is not drawn to the boundary first.
     """
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}; the norms of fmn are {', '.join(NORMS)}")

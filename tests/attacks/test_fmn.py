@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_hyperplane import many_classes
 from toy_problems import (
     FEATURES,
     SHAPE,
@@ -79,6 +80,21 @@ def test_the_distance_of_a_linear_model_is_found(norm):
     np.testing.assert_allclose(distance, true, rtol=1e-3)
     assert np.all(distance >= true * (1 - 1e-4))
     assert np.all(found.zero_gradients == 0) and np.all(found.nonfinite_gradients == 0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_nearest_of_many_boundaries_is_found_whichever_class_has_the_second_logit(norm):
+    excess, is_second = [], []
+    for seed in range(12):
+        logits_fn, images, labels, distances = many_classes(3 + 7 * (seed % 2), seed)
+        logits = np.array(logits_fn(images))
+        logits[np.arange(BATCH), labels] = -np.inf
+        is_second += list(distances[norm].argmin(1) == logits.argmax(1))
+        found = run(fmn(norm=norm), keys(BATCH), logits_fn, images, labels)
+        assert not np.any(found.is_right)
+        excess += list(lengths(found.images, images, norm) / distances[norm].min(1) - 1)
+    assert not np.all(is_second)
+    assert np.all(np.abs(excess) < 2e-3), max(np.abs(excess))
 
 
 @pytest.mark.parametrize("norm", NORMS)
