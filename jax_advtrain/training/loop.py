@@ -139,10 +139,12 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
             if len(experiment.splits.validation) and (is_due or is_last):
                 # A last epoch that is not due changes nothing of the method: with more epochs the run goes on as if
                 # it had known of them.
+                watched = time.perf_counter()
                 if is_due:
                     state, line["validation"] = _epoch_ended(experiment, config, state)
                 else:
                     line["validation"], _ = _monitored(experiment, config, state)
+                line["monitor_seconds"] = time.perf_counter() - watched
                 by = config.checkpoint.best_by
                 is_best = merit(line, by) > max((merit(one, by) for one in lines), default=(-1.0, -1.0))
             state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))

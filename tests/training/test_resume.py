@@ -25,7 +25,7 @@ from jax_advtrain.training.display import TrainingDisplay
 # 40 steps an epoch, an average of the weights, no evaluation at the end: only training is looked at here.
 EPOCHS, PER_EPOCH = 6, 40
 FLAGS = (f"--config.epochs={EPOCHS}", "--config.ema_decay=0.9", "--config.eval.after_training=")
-CLOCK = ("seconds", "samples_per_second", "input_wait")
+CLOCK = ("seconds", "samples_per_second", "input_wait", "monitor_seconds")
 
 # Orbax leaves reads of broken arrays unawaited.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
