@@ -84,7 +84,7 @@ def _heading(path: Path) -> str:
 def _overview() -> str:
     rows = "\n".join(f"| [{_heading(path)}]({path.name}) | `benchmarks/results/{path.name}` |" for path in RESULTS)
     return (
-        "# Results\n\nEvery figure that this project states was printed by a run of it. These are the committed records of "
-        "those runs: command, date, machine, what was reached and what was not. The pages are made from the files in "
-        f"`benchmarks/results/` when the site is built.\n\n| what | file |\n|---|---|\n{rows}\n"
+        "# Results\n\nEvery figure that this project states was printed by a run of it. These are the committed records"
+        " of those runs: command, date, machine, what was reached and what was not. The pages are made from the files"
+        f" in `benchmarks/results/` when the site is built.\n\n| what | file |\n|---|---|\n{rows}\n"
     )
