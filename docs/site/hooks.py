@@ -26,6 +26,7 @@ LINKS = (
     (re.compile(r"\]\((?:\.\./)*jax_advtrain/[^)]*?([a-z]*\.schema\.json)\)"), "schemas"),
 )
 PLACES = {"docs": "", "results": "results/", "notebooks": "notebooks/", "schemas": "schemas/"}
+LIST_AFTER_TEXT = re.compile(r"^((?!- |\d+\. |\||#| )\S.*)\n(- )", re.MULTILINE)
 LETTER, PRIME = r"(<mi>\w</mi>)", "&#x02032;"
 PRIMED = f'<mo lspace="0" rspace="0">{PRIME}</mo>'
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
@@ -52,11 +53,11 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turns links to places in the repository into links on the site."""
+    """Turns links to places in the repository into links on the site; gives lists the empty line that they need here."""
     up = "../" * page.file.src_uri.count("/")
     for pattern, place in LINKS:
         markdown = pattern.sub(lambda match, place=place: f"]({up}{PLACES[place]}{match[1]})", markdown)
-    return markdown
+    return LIST_AFTER_TEXT.sub(r"\1\n\n\2", markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
