@@ -53,7 +53,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turns links to places in the repository into links on the site; gives lists the empty line that they need here."""
+    """Turns links to places in the repository into links on the site; gives lists the empty line they need here."""
     up = "../" * page.file.src_uri.count("/")
     for pattern, place in LINKS:
         markdown = pattern.sub(lambda match, place=place: f"]({up}{PLACES[place]}{match[1]})", markdown)
