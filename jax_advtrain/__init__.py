@@ -6,9 +6,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`jax_advtrain.load`, imported when it is asked for: the attacks need no network library."""
+    """`load` and `train_and_evaluate`, imported when they are asked for: the attacks need no network library."""
     if name == "load":
         from jax_advtrain.models import load
 
         return load
+    if name == "train_and_evaluate":
+        from jax_advtrain.studies.runs import train_and_evaluate
+
+        return train_and_evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
