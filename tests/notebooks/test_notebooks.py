@@ -5,9 +5,10 @@ import os
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+
+nbformat = pytest.importorskip("nbformat", reason="needs the extra [test]")
+nbclient = pytest.importorskip("nbclient", reason="needs the extra [test]")
 
 ROOT = Path(__file__).parents[2]
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -51,5 +52,5 @@ def test_it_runs(book, tmp_path, monkeypatch, compiled_programs, request):
     found.cells = [cell for cell in found.cells if "install" not in tags(cell)]
     started = time.perf_counter()
     place = {"metadata": {"path": tmp_path}}
-    NotebookClient(found, timeout=MOST_SECONDS, kernel_name="python3", resources=place).execute()
+    nbclient.NotebookClient(found, timeout=MOST_SECONDS, kernel_name="python3", resources=place).execute()
     print(f"{book.stem}: {time.perf_counter() - started:.0f} s")
