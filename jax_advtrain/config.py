@@ -66,6 +66,8 @@ def base(defense: str = "ima", model: str = "small_cnn", classwise: str = "") ->
         bootstrap; leave_out = the class, or "all", that homing trains without; homing_attacks = what it attacks with.
       equilibrium: of --mode=equilibrium: attack, a minimum-norm one as text; num_samples, of the training samples (None
         = all), from the front.
+      report: enabled = whether every command that leaves results ends with the workdir's report.html; images = whether
+        samples are kept for it (eval/<name>/gallery.npz) and shown in it: False where they may not leave, as patients'.
     """
     return ml_collections.ConfigDict(_settable(_defaults(defense, model, classwise)))
 
@@ -152,6 +154,7 @@ def _defaults(defense: str, model: str, classwise: str = "") -> dict[str, Any]:
             "homing_attacks": "pgd:num_steps=20, pgd:num_steps=20:loss=lm",
         },
         "equilibrium": {"attack": "fmn", "num_samples": 1000},
+        "report": {"enabled": True, "images": True},
     }
 
 
