@@ -88,6 +88,19 @@ def from_plain(kept: Mapping[str, Any]) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(_settable(filled))
 
 
+def grid_from_plain(kept: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The grid that a comparison.json keeps; fields that its base lacks take their defaults.
+
+    Raises:
+      ConfigError: it is no grid of this program.
+    """
+    try:
+        grid = dict(kept["grid"])
+        return ml_collections.ConfigDict({**_settable(grid), "base": from_plain(grid["base"])})
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError("it holds no grid of this program") from None
+
+
 def _defaults(defense: str, model: str, classwise: str = "") -> dict[str, Any]:
     fields = {field.name: field.default for field in dataclasses.fields(DEFENSES[defense])}
     return {

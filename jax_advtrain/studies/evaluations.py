@@ -267,7 +267,7 @@ def _draw_gallery(config: Any, path: Path, experiment: Experiment, state: TrainS
         return
     pixels = np.asarray(to_unit(few.images))
     if config.report.images:
-        kept = gallery.arrays(
+        kept: dict[str, Any] = gallery.arrays(
             pixels,
             found.images,
             id=few.ids,

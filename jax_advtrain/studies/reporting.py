@@ -14,7 +14,8 @@ from jax_advtrain import config as configs
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import results
 from jax_advtrain.evaluation.classwise import files
-from jax_advtrain.reports.page.comparison import write_comparison, write_comparison_of_runs
+from jax_advtrain.reports.page.comparison import write_comparison
+from jax_advtrain.reports.page.comparison_of_runs import write_comparison_of_runs
 from jax_advtrain.reports.page.gallery import GALLERY_NAME
 from jax_advtrain.reports.page.render import REPORT_NAME
 from jax_advtrain.reports.page.run import Holdings, settings, write_report
@@ -79,8 +80,8 @@ def report_comparison_of_runs(
     _write(config, folder, display, write)
 
 
-def _write(config: Any, folder: Path, display: Display, write: Callable[[Path], None]) -> None:
-    """Results are whole before a page is begun: whatever goes wrong with it is told, and the command ends as it would."""
+def _write(config: Any, folder: Path, display: Display, write: Callable[[Path], object]) -> None:
+    """Results are whole before a page is begun: what goes wrong with it is told, and the command ends as it would."""
     if not config.report.enabled or not workdir.is_writer():
         return
     path, failure = folder / REPORT_NAME, folder / _FAILURE_NAME

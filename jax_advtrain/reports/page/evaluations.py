@@ -48,7 +48,7 @@ def _curve(records: Sequence[Record], clean: Record, norm: str) -> dict[str, Any
         if name == WORST_OF:
             series.append(Series("worst case", points, "red", width=3))
         else:
-            series.append(Series(name, points, **charts.look(number - 1 if number < 2 else number), width=1.3))
+            series.append(Series(name, points, **charts.look(number - 1), width=1.3))
     return {
         "norm": norm,
         "name": NORM_NAMES.get(norm, norm),

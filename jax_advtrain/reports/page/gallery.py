@@ -1,4 +1,4 @@
-"""The gallery: clean, attacked and difference of a few samples as PNG inside the page, with what the model says of each."""
+"""The gallery: a few samples clean, attacked, and their difference, as PNG in the page; what the model says of each."""
 
 import base64
 import io
@@ -26,17 +26,19 @@ def arrays(clean: np.ndarray, attacked: np.ndarray, **kept: Any) -> dict[str, np
       clean, attacked: float (N, H, W, C) in [0, 1].
       kept: the other arrays of `section`.
     """
-    told = {name: np.asarray(value)[:MOST_KEPT] if np.ndim(value) and name != "class_names" else np.asarray(value)
-            for name, value in kept.items()}  # fmt: skip
-    return {"clean": clean[:MOST_KEPT].astype(np.float16), "attacked": attacked[:MOST_KEPT].astype(np.float16), **told}
+    told = {name: np.asarray(value) for name, value in kept.items()}
+    per_sample = [name for name, value in told.items() if len(value.shape) and name != "class_names"]
+    few = {**told, **{name: told[name][:MOST_KEPT] for name in per_sample}}
+    images = {"clean": clean, "attacked": attacked}
+    return {**{name: value[:MOST_KEPT].astype(np.float16) for name, value in images.items()}, **few}
 
 
 def section(kept: Mapping[str, np.ndarray], name: str) -> dict[str, Any] | None:
     """The pictures of a gallery.npz; None where it holds none that can be shown (one channel or three).
 
     Args:
-      kept: clean, attacked float (N, H, W, C) in [0, 1]; id, label, clean_prediction, attacked_prediction, clean_confidence,
-        attacked_confidence, distance (N,); class_names; attack, norm, epsilon.
+      kept: clean, attacked float (N, H, W, C) in [0, 1]; id, label, clean_prediction, attacked_prediction,
+        clean_confidence, attacked_confidence, distance (N,); class_names; attack, norm, epsilon.
       name: of the evaluation.
     """
     clean, attacked = (np.asarray(kept[what], np.float32) for what in ("clean", "attacked"))
@@ -44,19 +46,14 @@ def section(kept: Mapping[str, np.ndarray], name: str) -> dict[str, Any] | None:
         return None
     difference = attacked - clean
     factor = amplification(difference)
-    names = [str(one) for one in kept["class_names"]]
     samples, size = [], 0
     for i in range(len(clean)):
-        pictures = [picture(clean[i]), picture(attacked[i]), picture(_coloured(difference[i], factor))]
-        size += sum(map(len, pictures))
+        images = (clean[i], attacked[i], _coloured(difference[i], factor))
+        pictures = dict(zip(("clean", "attacked", "difference"), map(picture, images), strict=True))
+        size += sum(map(len, pictures.values()))
         if size > MOST_BYTES:
             break
-        label, before, after = (int(kept[what][i]) for what in ("label", "clean_prediction", "attacked_prediction"))
-        samples.append({
-            "id": int(kept["id"][i]), "label": names[label], "pictures": dict(zip(("clean", "attacked", "difference"), pictures, strict=True)),
-            "before": {"name": names[before], "confidence": float(kept["clean_confidence"][i]), "right": before == label},
-            "after": {"name": names[after], "confidence": float(kept["attacked_confidence"][i]), "right": after == label},
-            "distance": float(kept["distance"][i])})  # fmt: skip
+        samples.append({"pictures": pictures, **_told(kept, i)})
     height, width = clean.shape[1:3]
     return {
         "samples": samples,
@@ -70,6 +67,21 @@ def section(kept: Mapping[str, np.ndarray], name: str) -> dict[str, Any] | None:
         "height": round(_SHOWN_WIDTH * height / width),
         "pixelated": width < 2 * _SHOWN_WIDTH,
     }
+
+
+def _told(kept: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
+    """What there is to say of a sample."""
+    names, label = kept["class_names"], int(kept["label"][i])
+
+    def name(k: int) -> str:
+        return str(names[k]) if k < len(names) else str(k)
+
+    def answer(when: str) -> dict[str, Any]:
+        found = int(kept[f"{when}_prediction"][i])
+        return {"name": name(found), "confidence": float(kept[f"{when}_confidence"][i]), "right": found == label}
+
+    told = {"id": int(kept["id"][i]), "label": name(label), "distance": float(kept["distance"][i])}
+    return {**told, "before": answer("clean"), "after": answer("attacked")}
 
 
 def _coloured(difference: np.ndarray, factor: float) -> np.ndarray:

@@ -11,6 +11,7 @@ from jax_advtrain.reports.page.verdict import Evaluation
 
 Arrays = Mapping[str, np.ndarray]
 _LONGEST = 300  # letters of a setting's value
+_ORDER = ("data", "model", "defense", "classwise", "optimizer", "monitor", "checkpoint", "eval", "margins", "analysis")
 
 
 class Holdings(NamedTuple):
@@ -63,29 +64,28 @@ def content(held: Holdings) -> dict[str, Any]:
     main = verdict.main_of(held.evaluations)
     found = None if main is None else verdict.at_radius(main, held.norm, held.epsilon)
     warnings = list(held.unread)
-    method, trained = _method(held.config), _trained(held)
+    title = f"{_method(held.config)} on {held.config['data']['name']}"
+    margin_norm = str(held.config["defense"].get("norm", held.norm))
     if main is not None and found is not None:
-        warnings = [*verdict.warnings_of(main), *verdict.stronger_elsewhere(main, found, held.evaluations), *warnings]
-        sentences = verdict.sentences(f"{method} on {held.config['data']['name']}", main, found, len(warnings))
+        lower = verdict.lower_elsewhere(main, found, held.evaluations, held.diagnoses)
+        warnings = [*map(str, lower), *verdict.warnings_of(main), *warnings]
+        sentences = verdict.sentences(title, main, found, lower, len(warnings))
         told = verdict.numbers(main, found)
     else:
-        sentences, told = _without_evaluation(held, method), []
+        sentences, told = _without_evaluation(held, title), []
     parts: dict[str, Any] = {
-        "title": f"{method} on {held.config['data']['name']}",
-        "subtitle": trained,
+        "title": title,
+        "subtitle": _trained(held),
         "folder": held.folder,
         "sentences": sentences,
         "numbers": told,
         "warnings": warnings,
         "training": training.section(held.epochs),
-        "margins": training.margins(held.epochs, str(held.config["defense"].get("norm", held.norm)), held.ceiling),
+        "margins": training.margins(held.epochs, margin_norm, held.ceiling),
         "evaluations": [] if main is None else evaluations.section(held.evaluations, main),
         "classes": [classes.of_diagnosis(*one) for one in held.diagnoses],
         "surveys": [studies.survey(*one) for one in held.surveys],
-        "equilibria": [
-            studies.equilibrium(*one, norm=str(held.config["defense"].get("norm", held.norm)))
-            for one in held.equilibria
-        ],
+        "equilibria": [studies.equilibrium(*one, norm=margin_norm) for one in held.equilibria],
         "homings": [studies.homing(*one) for one in held.homings],
         "galleries": _galleries(held, main),
         "boundary": gallery.as_uri(held.boundary) if held.boundary and held.shows_images else None,
@@ -111,8 +111,6 @@ def _charts(parts: dict[str, Any]) -> dict[str, Any]:
 
     take(parts["training"], "loss", "loss")
     take(parts["training"], "accuracy", "accuracy")
-    if parts["margins"] is not None:
-        parts["margins"]["histogram"]["usermeta"]["frames"] = parts["margins"].pop("frames")
     take(parts["margins"], "histogram", "margins")
     take(parts["margins"], "course", "margin-course")
     for i, one in enumerate(parts["evaluations"]):
@@ -138,20 +136,18 @@ def _trained(held: Holdings) -> str:
     )
 
 
-def _without_evaluation(held: Holdings, method: str) -> tuple[str, str]:
+def _without_evaluation(held: Holdings, title: str) -> tuple[str, str]:
     monitored = [one for one in held.epochs if one.get("validation")]
     if not monitored:
-        return (
-            f"{method} on {held.config['data']['name']} is not evaluated yet.",
-            "The command that does it stands at the end of this page.",
-        )
+        return f"{title} is not evaluated yet.", "The command that does it stands at the end of this page."
     last = monitored[-1]["validation"]
-    first = f"{method} on {held.config['data']['name']} is not evaluated yet; while training, after epoch {monitored[-1]['epoch']}, {last['clean_accuracy']:.1%} of the validation samples were right when clean"
     where = f" at {verdict.radius(last['norm'], last['epsilon'])}" if "epsilon" in last else ""
-    return (
-        f"{first} and {last['robust_accuracy']:.1%} under the monitor's attacks{where}.",
-        "These are no results: the monitor's attacks are weak, and its samples few.",
+    first = (
+        f"{title} is not evaluated yet; after epoch {monitored[-1]['epoch']} of training "
+        f"{last['clean_accuracy']:.1%} of the validation samples were right when clean, and "
+        f"{last['robust_accuracy']:.1%} under the monitor's attacks{where}."
     )
+    return first, "These are no results: the monitor's attacks are weak, and its samples few."
 
 
 def _galleries(held: Holdings, main: Evaluation | None) -> list[dict[str, Any]]:
@@ -164,20 +160,22 @@ def _galleries(held: Holdings, main: Evaluation | None) -> list[dict[str, Any]]:
 
 
 def settings(config: Mapping[str, Any], changed: frozenset[str]) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """[(section, [(dotted name, value, whether it is not the default)])], single fields first."""
+    """[(section, [(name in it, value, whether it is not the default)])], what says which run it is first.
+
+    Args:
+      config: plain. changed: dotted names.
+    """
+    ordered = sorted(config.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER))
     sections: dict[str, list[tuple[str, str, bool]]] = {"run": []}
-    for name, value in config.items():
-        fields = (
-            {name: value} if not isinstance(value, Mapping) else {f"{name}.{part}": one for part, one in value.items()}
-        )
-        rows = [
-            (dotted, _short(one), any(dotted == c or c.startswith(f"{dotted}.") for c in changed))
-            for dotted, one in fields.items()
-        ]
-        sections.setdefault(name if isinstance(value, Mapping) else "run", []).extend(rows)
+    for name, value in ordered:
+        section = name if isinstance(value, Mapping) else "run"
+        for field, one in value.items() if isinstance(value, Mapping) else [(name, value)]:
+            dotted = field if section == "run" else f"{name}.{field}"
+            is_changed = any(other == dotted or other.startswith(f"{dotted}.") for other in changed)
+            sections.setdefault(section, []).append((field, _short(one), is_changed))
     return [(name, rows) for name, rows in sections.items() if rows]
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) and value else repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text)} letters)"

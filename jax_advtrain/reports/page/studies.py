@@ -19,13 +19,14 @@ def survey(name: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
     # Censored margins are known to be at least the largest radius.
     reach = np.where(arrays["censored"].astype(bool), np.inf, margin)
     points = [(float(x), float((right & (reach > x)).mean()) if x else float(right.mean())) for x in at]
-    return {
-        "title": f"eval/{name}",
-        "text": f"{n:,} {settings['split']} samples: {facts['right'] / n:.1%} right when clean, median margin of those {facts['median_margin']:.4f}; "
-        f"{facts['censored'] / n:.1%} were not crossed up to {largest:g}.",
-        "chart": charts.lines([Series("still right", points, "blue")], x=radius_label(settings["norm"], "distance"), y="share of samples",
-                              percent=True, domain=(0, 1)),
-    }  # fmt: skip
+    text = (
+        f"{n:,} {settings['split']} samples: {facts['right'] / n:.1%} right when clean, median margin of those "
+        f"{facts['median_margin']:.4f}; {facts['censored'] / n:.1%} were not crossed up to {largest:g}."
+    )
+    x = radius_label(settings["norm"], "distance")
+    series = [Series("still right", points, "blue")]
+    chart = charts.lines(series, x=x, y="share of samples", percent=True, domain=(0, 1))
+    return {"title": f"eval/{name}", "text": text, "chart": chart}
 
 
 def equilibrium(name: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray], norm: str) -> dict[str, Any]:
@@ -35,16 +36,16 @@ def equilibrium(name: str, facts: Mapping[str, Any], arrays: Mapping[str, np.nda
         return "not defined" if value is None else f"{value:.3f}"
 
     shown = arrays["clean_right"].astype(bool) & arrays["found"].astype(bool)
-    rows = [
-        {"x": float(x), "y": float(y)} for x, y in zip(arrays["margin"][shown], arrays["distance"][shown], strict=True)
-    ]
-    return {
-        "title": f"eval/{name}",
-        "text": f"{facts['compared']} of {facts['n']} training samples ({facts['wrong']} wrong when clean, {facts['unfound']} without an adversarial "
-        f"image): rank correlation {told(facts['spearman'])}; below the ceiling {told(facts['spearman_below'])}, median distance / margin "
-        f"{told(facts['median_ratio'])}, within one delta {told(facts['within_delta'])}.",
-        "chart": charts.scatter(rows, x=radius_label(norm, "margin"), y=radius_label(norm, "distance found")),
-    }
+    pairs = zip(arrays["margin"][shown].tolist(), arrays["distance"][shown].tolist(), strict=True)
+    text = (
+        f"{facts['compared']} of {facts['n']} training samples ({facts['wrong']} wrong when clean, {facts['unfound']} "
+        f"without an adversarial image): rank correlation {told(facts['spearman'])}; below the ceiling "
+        f"{told(facts['spearman_below'])}, median distance / margin {told(facts['median_ratio'])}, within one delta "
+        f"{told(facts['within_delta'])}."
+    )
+    rows = [{"x": margin, "y": distance} for margin, distance in pairs]
+    chart = charts.scatter(rows, x=radius_label(norm, "margin"), y=radius_label(norm, "distance found"))
+    return {"title": f"eval/{name}", "text": text, "chart": chart}
 
 
 def homing(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def section(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     monitored = [one for one in epochs if (one.get("validation") or {}).get("robust_accuracy") is not None]
     best = max(monitored, key=lambda one: one["validation"]["robust_accuracy"], default=None)
     return {
-        "loss": charts.lines([loss], x="epoch", y="loss, mean per sample", whole=True, height=170),
+        "loss": charts.lines([loss], x="epoch", y="loss, mean per sample", whole=True),
         "accuracy": charts.lines(found, x="epoch", y="accuracy", percent=True, whole=True, domain=(0, 1)),
         "legend": found,
         "radius": (best or {}).get("validation", {}),
@@ -57,34 +57,32 @@ def margins(epochs: Sequence[Mapping[str, Any]], norm: str, ceiling: float | Non
         return None
     shown = charts.thinned(kept, MOST_FRAMES)
     frames = [
-        {"epoch": one["epoch"], "edges": [float(f"{edge:.6g}") for edge in one["margins"]["bin_edges"]], "counts": one["margins"]["histogram"],
-         "mean": one["margins"]["mean"], "median": one["margins"]["quantiles"]["0.5"]}
+        {
+            "epoch": one["epoch"],
+            "edges": [float(f"{edge:.6g}") for edge in one["margins"]["bin_edges"]],
+            "counts": one["margins"]["histogram"],
+            "mean": one["margins"]["mean"],
+            "median": one["margins"]["quantiles"]["0.5"],
+        }
         for one in shown
-    ]  # fmt: skip
-
-    def course(what: str) -> list[tuple[float, float]]:
-        return [(one["epoch"], one["margins"]["quantiles"].get(what)) for one in kept]
-
-    def ends(what: str) -> list[float]:
-        return [one["margins"]["quantiles"][what] for one in kept]
-
-    series = [
-        Series("mean", [(one["epoch"], one["margins"]["mean"]) for one in kept], "ink", width=2.2),
-        Series(
-            "median, band: 25% to 75% of the samples",
-            course("0.5"),
-            "blue",
-            (6, 3),
-            low=ends("0.25"),
-            high=ends("0.75"),
-        ),
     ]
-    rules = [(ceiling, "ceiling")] if ceiling is not None else []
+    epochs_kept = [one["epoch"] for one in kept]
+
+    def quantile(name: str) -> list[float]:
+        return [one["margins"]["quantiles"][name] for one in kept]
+
+    means = [one["margins"]["mean"] for one in kept]
+    half = list(zip(quantile("0.25"), quantile("0.75"), strict=True))
+    medians = list(zip(epochs_kept, quantile("0.5"), strict=True))
+    series = [
+        Series("mean", list(zip(epochs_kept, means, strict=True)), "ink", width=2.2),
+        Series("median; band: 25% to 75% of the samples", medians, "blue", (6, 3), band=half),
+    ]
+    rules = [ceiling] if ceiling is not None else []
     label = radius_label(norm, "margin")
     arrived = next((one["epoch"] for one in kept if one["margins"].get("equilibrium")), None)
     return {
-        "histogram": charts.histogram(label, max(frame["edges"][-1] for frame in frames)),
-        "frames": frames,
+        "histogram": charts.histogram(frames, label),
         "course": charts.lines(series, x="epoch", y=label, whole=True, rules=rules),
         "legend": series,
         "ceiling": ceiling,

@@ -10,6 +10,8 @@ from jax_advtrain.evaluation.records import CLEAN, WORST_OF, Record
 from jax_advtrain.evaluation.results import records_of
 from jax_advtrain.reports.style import NORM_NAMES
 
+Diagnoses = Sequence[tuple[str, Mapping[str, Any], Mapping[str, np.ndarray]]]
+
 
 class Evaluation(NamedTuple):
     """An evaluation as it lies in eval/<name>; `settings` of settings.json, `gallery` of gallery.npz, or None."""
@@ -36,6 +38,22 @@ class Number(NamedTuple):
     note: str
 
 
+class Lower(NamedTuple):
+    """A finding that is lower than the verdict's: which part of the workdir says so, right, and samples."""
+
+    source: str
+    correct: int
+    n: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n
+
+    def __str__(self) -> str:
+        told = f"{self.accuracy:.1%} of {self.n:,} samples ({interval(self.correct, self.n)})"
+        return f"{self.source} finds less at the same radius: {told}"
+
+
 class Found(NamedTuple):
     """Clean and worst case at the radius of interest; `worst` None where nothing was attacked."""
 
@@ -52,7 +70,7 @@ def main_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
 
 
 def at_radius(one: Evaluation, norm: str, epsilon: float) -> Found:
-    """The records at the radius of that norm which is nearest; where the norm was not attacked, in the middle of another's."""
+    """The records at the nearest radius of that norm; where the norm was not attacked, at the middle one of another."""
     records = records_of(one.results)
     clean = next(record for record in records if record.attack == CLEAN)
     worst = [record for record in records if record.attack == WORST_OF]
@@ -92,79 +110,73 @@ def warnings_of(one: Evaluation) -> list[str]:
     """What results.json warns of: `check_model`'s lines, signs of masking, bad gradients."""
     bad = one.results["model"].get("bad_gradients", {})
     counted = [
-        f"{what}: zero gradient at {zero} samples, NaN or infinite at {bad_ones}"
-        for what, (zero, bad_ones) in bad.items()
+        f"{what}: zero gradient at {zero} samples, NaN or infinite at {nan}" for what, (zero, nan) in bad.items()
     ]
     return [*one.results["warnings"], *counted]
 
 
-def stronger_elsewhere(main: Evaluation, found: Found, others: Sequence[Evaluation]) -> list[str]:
-    """Lines on other evaluations of the same weights that found less at the same radius: the verdict would flatter."""
-    lines = []
+def lower_elsewhere(main: Evaluation, found: Found, others: Sequence[Evaluation], diagnoses: Diagnoses) -> list[Lower]:
+    """What else in the workdir found less of the same weights at the same radius, the least first: the verdict would
+    flatter without it."""
+    worst, step = found.worst, main.results["model"].get("step")
+    if worst is None:
+        return []
+    lower = []
     for other in others:
-        same_weights = other.results["model"].get("step") == main.results["model"].get("step")
-        if other.name == main.name or found.worst is None or not same_weights:
-            continue
-        for record in records_of(other.results):
-            same = (record.attack, record.norm, record.epsilon, record.split) == (
-                WORST_OF, found.worst.norm, found.worst.epsilon, found.worst.split)  # fmt: skip
-            if same and record.accuracy < found.worst.accuracy:
-                lines.append(
-                    f"the evaluation {other.name!r} finds less at {radius(record.norm, record.epsilon)}: "
-                    f"{record.accuracy:.1%} of {record.n} samples ({interval(record.correct, record.n)}), this one "
-                    f"{found.worst.accuracy:.1%} of {found.worst.n}"
-                )
-    return lines
+        if other.name != main.name and other.results["model"].get("step") == step:
+            same = (WORST_OF, worst.norm, worst.epsilon, worst.split)
+            for record in records_of(other.results):
+                if (record.attack, record.norm, record.epsilon, record.split) == same:
+                    lower.append(Lower(f"the evaluation {other.name}", record.correct, record.n))
+    for name, facts, _ in diagnoses:
+        same = (worst.norm, worst.epsilon, worst.split, step)
+        if (facts["norm"], facts["epsilon"], facts["split"], facts["model"].get("step")) == same:
+            table = next(one for one in facts["accuracy"] if one["attack"] == WORST_OF)
+            lower.append(Lower(name, table["correct"], table["n"]))
+    return sorted((one for one in lower if one.accuracy < worst.accuracy), key=lambda one: one.accuracy)
 
 
-def sentences(method: str, main: Evaluation, found: Found, num_warnings: int) -> tuple[str, str]:
-    """The verdict: how much is right clean and attacked; which class is weakest and whether the numbers can be believed."""
+def sentences(
+    method: str, main: Evaluation, found: Found, lower: Sequence[Lower], num_warnings: int
+) -> tuple[str, str]:
+    """The verdict: how much is right, clean and attacked; which class is weakest, and whether to believe it all."""
     clean, worst = found.clean, found.worst
     first = f"{method} gets {clean.accuracy:.1%} of {clean.n:,} {clean.split} samples right when clean"
     if worst is None:
         return f"{first}.", "It was not attacked."
     attacks = f"the worst of {found.num_attacks} attacks" if found.num_attacks > 1 else "one attack"
-    first += f", and {worst.accuracy:.1%} (95% interval {interval(worst.correct, worst.n)}) under {attacks} at {radius(worst.norm, worst.epsilon)}."
+    first += f", and {worst.accuracy:.1%} under {attacks} at {radius(worst.norm, worst.epsilon)}"
+    first += f"; {lower[0].source} leaves {lower[0].accuracy:.1%}." if lower else "."
     class_ = weakest(worst, main.class_names)
-    told = "Classes were not counted" if class_ is None else (
-        f"The weakest class there is {class_[0]}, {class_[1] / class_[2]:.1%} right ({class_[1]} of {class_[2]}; {interval(*class_[1:])})"
-    )  # fmt: skip
+    told = "Classes were not counted"
+    if class_ is not None:
+        name, correct, n = class_
+        told = f"The weakest class there is {name}, {correct / n:.1%} right ({correct} of {n})"
+    return first, f"{told}; {_doubt(main, num_warnings)}."
+
+
+def _doubt(main: Evaluation, num_warnings: int) -> str:
+    if num_warnings == 1:
+        return "the warning below calls these numbers in question"
     if num_warnings:
-        doubt = f"{num_warnings} warning{'s' * (num_warnings > 1)} below call{'s' * (num_warnings == 1)} these numbers in question"
-    else:
-        checked = bool(main.settings.get("check_samples"))
-        doubt = "the records show no sign of masked gradients" + (
-            ", and check_model found nothing" if checked else " (check_model was not run)"
-        )
-    return first, f"{told}; {doubt}."
+        return f"{num_warnings} warnings below call these numbers in question"
+    checked = "and check_model found nothing" if main.settings.get("check_samples") else "(check_model was not run)"
+    return f"the records show no sign of masked gradients {checked}"
 
 
 def numbers(main: Evaluation, found: Found) -> list[Number]:
     """Clean, robust, weakest class."""
     clean, worst = found.clean, found.worst
-    told = [
-        Number(
-            "clean",
-            f"{clean.accuracy:.1%}",
-            interval(clean.correct, clean.n),
-            f"{clean.correct:,} of {clean.n:,} {clean.split} samples",
-        )
-    ]
+    counted = f"{clean.correct:,} of {clean.n:,} {clean.split} samples"
+    told = [Number("clean", f"{clean.accuracy:.1%}", interval(clean.correct, clean.n), counted)]
     if worst is None:
         return told
     where = radius(worst.norm, worst.epsilon)
-    told.append(
-        Number(
-            "robust",
-            f"{worst.accuracy:.1%}",
-            interval(worst.correct, worst.n),
-            f"worst of {found.num_attacks}, {where}",
-        )
-    )
+    attacks = f"worst of {found.num_attacks}, {where}"
+    told.append(Number("robust", f"{worst.accuracy:.1%}", interval(worst.correct, worst.n), attacks))
     class_ = weakest(worst, main.class_names)
     if class_ is not None:
         name, correct, n = class_
-        told.append(
-            Number("weakest class", f"{correct / n:.1%}", interval(correct, n), f"{name}: {correct} of {n}, {where}")
-        )
+        counted = f"{name}: {correct} of {n}, {where}"
+        told.append(Number("weakest class", f"{correct / n:.1%}", interval(correct, n), counted))
     return told
