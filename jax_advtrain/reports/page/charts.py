@@ -73,8 +73,7 @@ def lines(
     """
     keys = [f"s{place}" for place in range(len(series))]  # names may hold dots, which Vega reads as paths
     rows, bands = [], []
-    # The broadest goes last, so that it lies on top.
-    for place, one in sorted(enumerate(series), key=lambda at: at[1].width):
+    for place, one in enumerate(series):
         known = [(at, value) for at, value in one.points if value is not None and math.isfinite(value)]
         rows += [{"x": at, "y": value, "k": keys[place]} for at, value in thinned(known)]
         if one.band:
@@ -87,16 +86,11 @@ def lines(
     y_scale = {"domain": list(domain) if domain else [0, top], "nice": not domain}
     up = _number("y", y, axis={"format": "%" if percent else "~g", "tickCount": 6}, scale=y_scale)
 
-    def by_line(kind: str, values: Sequence[Any]) -> dict[str, Any]:
-        return {"field": "k", "type": kind, "legend": None, "scale": {"domain": keys, "range": list(values)}}
+    def by_line(values: Sequence[Any]) -> dict[str, Any]:
+        return {"field": "k", "type": "nominal", "legend": None, "scale": {"domain": keys, "range": list(values)}}
 
-    colour = by_line("nominal", [f"var(--{one.colour})" for one in series])
-    line = {
-        "y": up,
-        "color": colour,
-        "strokeDash": by_line("nominal", [list(one.dash) for one in series]),
-        "strokeWidth": by_line("ordinal", [one.width for one in series]),
-    }
+    colour = by_line([f"var(--{one.colour})" for one in series])
+    line = {"y": up, "color": colour, "strokeDash": by_line([list(one.dash) for one in series])}
     point = {
         "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
         "encoding": {"y": up, "color": colour},
@@ -116,7 +110,15 @@ def lines(
             if bands
             else []
         ),
-        {"mark": {"type": "line", "clip": True}, "encoding": line},
+        # The broadest last, so that they lie on top.
+        *(
+            {
+                "transform": [{"filter": {"field": "k", "oneOf": of_width[width]}}],
+                "mark": {"type": "line", "clip": True, "strokeWidth": width},
+                "encoding": line,
+            }
+            for width in sorted(of_width)
+        ),
         {**point, "transform": [{"filter": {"param": "hover", "empty": False}}]},
         # A line of one point is not seen.
         *([point] if len(set(across)) == 1 else []),
