@@ -90,42 +90,40 @@ def lines(
         return {"field": "k", "type": "nominal", "legend": None, "scale": {"domain": keys, "range": list(values)}}
 
     colour = by_line([f"var(--{one.colour})" for one in series])
-    line = {"y": up, "color": colour, "strokeDash": by_line([list(one.dash) for one in series])}
+    dash = by_line([list(one.dash) for one in series])
     point = {
         "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
         "encoding": {"y": up, "color": colour},
     }
-    shares = {"y": _number("low", y), "y2": {"field": "high"}, "color": colour}
-    drawn: list[dict[str, Any]] = [
-        *(
+    drawn: list[dict[str, Any]] = [_rule(value, y) for value in rules]
+    if bands:
+        between = {"y": _number("low", y), "y2": {"field": "high"}, "color": colour}
+        area = {"type": "area", "opacity": 0.18, "clip": True}
+        drawn.append({"data": {"values": bands}, "mark": area, "encoding": between})
+    for width in sorted({one.width for one in series}):  # the broadest last, so that they lie on top
+        of_width = [key for key, one in zip(keys, series, strict=True) if one.width == width]
+        drawn.append(
             {
-                "data": {"values": [{"value": value}]},
-                "mark": {"type": "rule", "strokeDash": [3, 3], "color": "var(--faint)"},
-                "encoding": {"y": _number("value", y), "x": None},
-            }
-            for value in rules
-        ),
-        *(
-            [{"data": {"values": bands}, "mark": {"type": "area", "opacity": 0.18, "clip": True}, "encoding": shares}]
-            if bands
-            else []
-        ),
-        # The broadest last, so that they lie on top.
-        *(
-            {
-                "transform": [{"filter": {"field": "k", "oneOf": of_width[width]}}],
+                "transform": [{"filter": {"field": "k", "oneOf": of_width}}],
                 "mark": {"type": "line", "clip": True, "strokeWidth": width},
-                "encoding": line,
+                "encoding": {"y": up, "color": colour, "strokeDash": dash},
             }
-            for width in sorted(of_width)
-        ),
-        {**point, "transform": [{"filter": {"param": "hover", "empty": False}}]},
-        # A line of one point is not seen.
-        *([point] if len(set(across)) == 1 else []),
-        _hovered(keys, series, x, whole=whole, percent=percent),
-    ]
+        )
+    drawn.append({**point, "transform": [{"filter": {"param": "hover", "empty": False}}]})
+    if len(set(across)) == 1:  # a line of one point is not seen
+        drawn.append(point)
+    drawn.append(_hovered(keys, series, x, whole=whole, percent=percent))
     encoding = {"x": _number("x", x, scale=x_scale, axis=x_axis)}
     return _frame(height, data={"values": rows}, encoding=encoding, layer=drawn)
+
+
+def _rule(value: float, y: str) -> dict[str, Any]:
+    """A horizontal line."""
+    return {
+        "data": {"values": [{"value": value}]},
+        "mark": {"type": "rule", "strokeDash": [3, 3], "color": "var(--faint)"},
+        "encoding": {"y": _number("value", y), "x": None},
+    }
 
 
 def _hovered(keys: Sequence[str], series: Sequence[Series], x: str, *, whole: bool, percent: bool) -> dict[str, Any]:
