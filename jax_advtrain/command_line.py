@@ -37,8 +37,8 @@ _USAGE = """Trains a classifier with IMA (per-sample margins) or another defense
   python -m jax_advtrain.main --mode=margins --workdir=runs/digits_ima --config.margins.norm=l2
 
 Flags:
-  --config=FILE         the experiment; a name alone is looked for in the configs below. Only --mode=train needs it: the
-                        others take it from the --workdir of a run
+  --config=FILE         the experiment; a name alone is looked for in the configs below; a run's config.json makes that
+                        run again. Only --mode=train needs it: the others take it from the --workdir of a run
   --config.FIELD=VALUE  another value of one of its fields; --config=FILE --help lists them
   --workdir=DIR         where the run lies (default runs/<config name>)
   --workdirs=A,B,...    of --mode=diagnose: runs to compare; then --workdir is where the comparison goes (default: the
@@ -109,7 +109,7 @@ def read_grid(argv: list[str], modes: Mapping[str, str], usage: str) -> Asked | 
     if given is None:
         raise ConfigError("--config is missing: give --config=configs/compare_digits.py or another (--help lists them)")
     path = _find(given, grids=True)
-    config = _load(path)
+    config = _load(path, grids=True)
     _check_names(rest, config)
     found = _flags(modes)
     holder = config_flags.DEFINE_config_dict("config", config, "", found, sys_argv=rest)
@@ -181,6 +181,15 @@ def _find(given: str, *, grids: bool = False) -> Path:
     raise ConfigError(f"--config={given}: no such file{configs.nearest(name, list(shipped))}")
 
 
+def _load_kept(path: Path, *, grids: bool) -> ml_collections.ConfigDict:
+    """The config of a run's config.json, or the grid of a comparison's comparison.json; nothing is executed."""
+    try:
+        kept = workdir.read_json(path)
+        return configs.grid_from_plain(kept) if grids else configs.from_plain(kept)
+    except (ConfigError, ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as a config: {error}") from None
+
+
 def _config(path: Path | None, mode: str, folder: str | None) -> tuple[ml_collections.ConfigDict, Path]:
     """The config and the workdir; without a config file, the config that the workdir keeps."""
     if path is not None:
@@ -201,7 +210,9 @@ def _config(path: Path | None, mode: str, folder: str | None) -> tuple[ml_collec
         raise ConfigError(str(error)) from None
 
 
-def _load(path: Path) -> ml_collections.ConfigDict:
+def _load(path: Path, *, grids: bool = False) -> ml_collections.ConfigDict:
+    if path.suffix == ".json":
+        return _load_kept(path, grids=grids)
     spec = importlib.util.spec_from_file_location("advtrain_config", path)
     try:
         assert spec is not None and spec.loader is not None

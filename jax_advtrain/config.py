@@ -71,6 +71,8 @@ def base(defense: str = "ima", model: str = "small_cnn", classwise: str = "") ->
         eval.checkpoint). name, of its file; attack, as text, at one norm and radius (None = the monitor's); split and
         num_samples (None = all), held out from what is evaluated later; rounds of attack and fit; most_loss, of mean
         accuracy under that attack, that the worst class may cost.
+      report: enabled = whether every command that leaves results ends with the workdir's report.html; images = whether
+        samples are kept for it (eval/<name>/gallery.npz) and shown in it: False where they may not leave, as patients'.
     """
     return ml_collections.ConfigDict(_settable(_defaults(defense, model, classwise)))
 
@@ -89,6 +91,19 @@ def from_plain(kept: Mapping[str, Any]) -> ml_collections.ConfigDict:
     except (KeyError, TypeError, AttributeError):
         raise ConfigError("it holds no config of this program") from None
     return ml_collections.ConfigDict(_settable(filled))
+
+
+def grid_from_plain(kept: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The grid that a comparison.json keeps; fields that its base lacks take their defaults.
+
+    Raises:
+      ConfigError: it is no grid of this program.
+    """
+    try:
+        grid = dict(kept["grid"])
+        return ml_collections.ConfigDict({**_settable(grid), "base": from_plain(grid["base"])})
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError("it holds no grid of this program") from None
 
 
 def _defaults(defense: str, model: str, classwise: str = "") -> dict[str, Any]:
@@ -168,6 +183,7 @@ def _defaults(defense: str, model: str, classwise: str = "") -> dict[str, Any]:
             "rounds": 3,
             "most_loss": 0.01,
         },
+        "report": {"enabled": True, "images": True},
     }
 
 

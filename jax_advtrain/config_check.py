@@ -182,9 +182,9 @@ def _numbers(config: Any, num_devices: int) -> None:
         raise ConfigError(
             f"patience is {config.patience}, monitor.every {config.monitor.every}: give a patience of at least as many"
         )
-    kernels_only = config.optimizer.decay_kernels_only
-    if not isinstance(kernels_only, bool):
-        raise ConfigError(f"optimizer.decay_kernels_only is {kernels_only!r}; give True or False")
+    for name in ("optimizer.decay_kernels_only", "report.enabled", "report.images"):
+        if not isinstance(_at(config, name), bool):
+            raise ConfigError(f"{name} is {_at(config, name)!r}; give True or False")
     if config.ema_decay is not None and not (_is_number(config.ema_decay) and 0 < config.ema_decay < 1):
         raise ConfigError(f"ema_decay is {config.ema_decay!r}; give a number between 0 and 1, or None")
     if config.optimizer.clip_norm is not None and not _is_number(config.optimizer.clip_norm):

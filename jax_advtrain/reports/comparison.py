@@ -12,7 +12,7 @@ from jax_advtrain.evaluation.paired import SIGNIFICANCE
 from jax_advtrain.evaluation.results import CLEAN, WORST_OF, write_atomically
 from jax_advtrain.reports.style import NORM_NAMES
 
-_NOTE = (
+NOTE = (
     "Mean ± sample deviation over seeds; without ±: one seed. Bold: the best of a row; ≈: within noise of the best, by "
     f"a paired test over the same samples (p >= {SIGNIFICANCE} after Holm; McNemar where each method has one seed, "
     "else random signs) or over seeds (Welch, where both have two or more). Tested is what is known sample by sample: "
@@ -51,10 +51,11 @@ def label(row: Mapping[str, Any]) -> str:
 
 
 def _cells(compared: Mapping[str, Any], row: Mapping[str, Any], plus: str = "±") -> list[str]:
-    return [_number(row, row["values"][name], plus) + _mark(compared, row, name) for name in compared["methods"]]
+    return [number(row, row["values"][name], plus) + _mark(compared, row, name) for name in compared["methods"]]
 
 
-def _number(row: Mapping[str, Any], value: Mapping[str, Any] | None, plus: str) -> str:
+def number(row: Mapping[str, Any], value: Mapping[str, Any] | None, plus: str = "±") -> str:
+    """Mean and deviation as text; "-" where it is not known."""
     if value is None:
         return "-"
     digits = 0 if row["what"] == SECONDS else 3
@@ -62,18 +63,23 @@ def _number(row: Mapping[str, Any], value: Mapping[str, Any] | None, plus: str) 
     return f"{value['mean']:.{digits}f}{deviation}"
 
 
-def _is_best(row: Mapping[str, Any], name: str) -> bool:
+def is_best(row: Mapping[str, Any], name: str) -> bool:
     """Ties are all best."""
     value = row["values"][name]
     return value is not None and value["mean"] == row["values"][row["best"]]["mean"]
 
 
-def _mark(compared: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
-    """≈ where the difference to the best of the row is within noise."""
+def is_within_noise(compared: Mapping[str, Any], row: Mapping[str, Any], name: str) -> bool:
+    """Whether the difference to the best of the row is within noise; False where it was not tested."""
     between = {name, row["best"]}
     tests = (one for one in compared["tests"] if {one["first"], one["second"]} == between)
     found = next((one for one in tests if _same(one, row)), None)
-    return " ≈" if found is not None and found["within_noise"] else ""
+    return found is not None and found["within_noise"]
+
+
+def _mark(compared: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
+    """≈ where the difference to the best of the row is within noise."""
+    return " ≈" if is_within_noise(compared, row, name) else ""
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -87,14 +93,14 @@ def _markdown(compared: Mapping[str, Any]) -> str:
     rows = []
     for row in compared["rows"]:
         cells = _cells(compared, row)
-        bold = [f"**{cell}**" if _is_best(row, name) else cell for name, cell in zip(names, cells, strict=True)]
+        bold = [f"**{cell}**" if is_best(row, name) else cell for name, cell in zip(names, cells, strict=True)]
         rows.append([label(row), *bold])
     lines += _pipes([["", *names], ["seeds", *seeds], *rows])
-    lines += ["", _NOTE]
+    lines += ["", NOTE]
     if others := [name for name in names if name != compared["reference"]]:
         lines += ["", f"## Difference from {compared['reference']}", ""]
         lines += ["Each method's accuracy less that of it, and the adjusted p value over samples.", ""]
-        lines += _pipes([["", *others], *_difference_rows(compared, others)])
+        lines += _pipes([["", *others], *difference_rows(compared, others)])
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +110,8 @@ def _samples(compared: Mapping[str, Any]) -> str:
     return f"{main} samples of the {compared['data']['split']} split{beside}."
 
 
-def _difference_rows(compared: Mapping[str, Any], others: Sequence[str]) -> list[list[str]]:
+def difference_rows(compared: Mapping[str, Any], others: Sequence[str]) -> list[list[str]]:
+    """Of each tested row, label first: each method's difference from the reference, and how sure it is."""
     rows = []
     for row in compared["rows"]:
         tests = [one for one in compared["tests"] if _same(one, row)]
@@ -139,7 +146,7 @@ def _csv(compared: Mapping[str, Any]) -> str:
             writer.writerow(
                 [
                     *(row["what"], row["attack"], row["norm"] or "", row["epsilon"], name, len(value["each"])),
-                    *(repr(value["mean"]), deviation, int(_is_best(row, name)), noise),
+                    *(repr(value["mean"]), deviation, int(is_best(row, name)), noise),
                 ]
             )
     return text.getvalue()
@@ -150,7 +157,7 @@ def _latex(compared: Mapping[str, Any]) -> str:
     lines = [f"\\begin{{tabular}}{{l{'r' * len(names)}}}", "\\hline", _ampersands(["", *names]), "\\hline"]
     for row in compared["rows"]:
         cells = [_escaped(cell) for cell in _cells(compared, row)]
-        bold = [f"\\textbf{{{cell}}}" if _is_best(row, name) else cell for name, cell in zip(names, cells, strict=True)]
+        bold = [f"\\textbf{{{cell}}}" if is_best(row, name) else cell for name, cell in zip(names, cells, strict=True)]
         lines.append(f"{_escaped(label(row))} & {' & '.join(bold)} \\\\")
     return "\n".join([*lines, "\\hline", "\\end{tabular}"]) + "\n"
 

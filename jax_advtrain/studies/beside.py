@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_advtrain.evaluation.attack_dataset import attack_dataset
 from jax_advtrain.reports import boundary
-from jax_advtrain.studies import opening, runs
+from jax_advtrain.studies import opening, reporting, runs
 from jax_advtrain.training import workdir
 from jax_advtrain.training.checkpoints import LAST
 from jax_advtrain.training.display import Display
@@ -55,6 +55,7 @@ def train_beside(config: Any, folder: Path | str, display: Display | None = None
         norm = config.defense.get("norm", "l2")
         boundary.decision_regions(panels, train.images, train.labels, x, y, path, norm=norm, title=train.name)
     display.say(f"boundaries: {path}")
+    reporting.report_run(config, folder, display)  # again, now with the picture
     return path
 
 

@@ -10,7 +10,8 @@ from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import comparison, results
 from jax_advtrain.reports import comparison as tables
 from jax_advtrain.reports import comparison_figure
-from jax_advtrain.studies import evaluations, grid, opening, runs
+from jax_advtrain.reports.page.render import REPORT_NAME
+from jax_advtrain.studies import evaluations, grid, opening, reporting, runs
 from jax_advtrain.studies.grid import Run
 from jax_advtrain.training import workdir
 from jax_advtrain.training.checkpoints import BEST, LAST
@@ -138,5 +139,10 @@ def _write(asked: Any, folder: Path, display: Display, found: Sequence[Run]) -> 
         tables.write_tables(compared, folder / "comparison")
         comparison_figure.comparison_figure(compared, folder / "comparison.png")
     display.table(f"{len(found)} runs, {compared['samples'][0]} samples", tables.rows_of_text(compared))
+    for run in found:
+        if not (run.folder / REPORT_NAME).exists():  # finished before runs had one
+            reporting.report_run(run.config, run.folder, display)
     display.say(f"comparison: {', '.join(str(path.with_suffix(s)) for s in ('.md', '.csv', '.tex', '.json', '.png'))}")
+    told = [(run.method, run.seed, run.folder) for run in found]
+    reporting.report_grid(compared, asked.base, folder, told, display)
     return path

@@ -11,7 +11,7 @@ from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation.classwise import comparing, files, observations
 from jax_advtrain.reports import classwise_flow as maps
 from jax_advtrain.reports import classwise_runs as pictures
-from jax_advtrain.studies import diagnosis, opening
+from jax_advtrain.studies import diagnosis, opening, reporting
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
 
@@ -58,8 +58,9 @@ def compare_runs(config: Any, folders: Sequence[Path], target: Path, display: Di
         raise ConfigError(f"{target} holds another comparison: {differing}. Give --workdir=DIR for this one")
     if workdir.read_config(target) is not None:
         raise ConfigError(f"{target} is the workdir of a run; give another --workdir for the comparison")
-    runs, steps = [], []
+    runs, steps, told = [], [], []
     for one, folder, name, method in zip(of_runs, folders, _names(folders), _methods(of_runs), strict=True):
+        told.append((method, name, folder))
         display.say(f"{name}: {folder}")
         facts = diagnosis.diagnose_run(one, folder, display)
         arrays = files.read_arrays(diagnosis.place(one, folder))
@@ -90,6 +91,7 @@ def compare_runs(config: Any, folders: Sequence[Path], target: Path, display: Di
     for line in content["verdict"]:
         display.say(f"- {line}")
     display.say(f"all of it: {target / files.FACTS_NAME}, figures beside it")
+    reporting.report_comparison_of_runs(content, config, target, told, display)
     return content
 
 

@@ -21,7 +21,7 @@ from jax_advtrain.evaluation.records import WORST_OF
 from jax_advtrain.models import functional
 from jax_advtrain.reports import classwise as pictures
 from jax_advtrain.reports import classwise_flow as maps
-from jax_advtrain.studies import correcting, evaluations, opening
+from jax_advtrain.studies import correcting, evaluations, opening, reporting
 from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
@@ -72,6 +72,7 @@ def diagnose_run(config: Any, folder: Path | str, display: Display | None = None
     if workdir.is_writer():
         _draw(config, target, facts, data)
     show(display, target, facts)
+    reporting.report_run(config, folder, display)
     return facts
 
 

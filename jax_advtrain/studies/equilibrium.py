@@ -12,7 +12,7 @@ from jax_advtrain.evaluation import results, suite
 from jax_advtrain.evaluation.attack_dataset import attack_dataset, first, name_seed
 from jax_advtrain.evaluation.equilibrium import agreement
 from jax_advtrain.reports.equilibrium import margins_against_distances
-from jax_advtrain.studies import opening
+from jax_advtrain.studies import opening, reporting
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
 
@@ -57,6 +57,7 @@ def compare_margins(config: Any, folder: Path | str, display: Display | None = N
             )
         display.say(f"{target} holds this comparison already")
         _show(display, target, there)
+        reporting.report_run(config, folder, display)
         return there
     data = first(train, settings.num_samples)
     margins, logits_fn = margins[: len(data)], experiment.logits_fn(state)
@@ -100,6 +101,7 @@ def compare_margins(config: Any, folder: Path | str, display: Display | None = N
         )
         workdir.write_json(target / _FACTS_NAME, facts)
     _show(display, target, facts)
+    reporting.report_run(config, folder, display)
     return facts
 
 

@@ -21,7 +21,8 @@ from jax_advtrain.evaluation.attack_dataset import attack_dataset, first, name_s
 from jax_advtrain.evaluation.check_model import check_model
 from jax_advtrain.evaluation.check_model import lines as check_lines
 from jax_advtrain.reports import curves, images
-from jax_advtrain.studies import correcting, opening
+from jax_advtrain.reports.page import gallery
+from jax_advtrain.studies import correcting, opening, reporting
 from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
@@ -58,6 +59,7 @@ def evaluate_run(config: Any, folder: Path | str, display: Display | None = None
     show(display, target.name, found)
     display.say(f"results: {target / results.RESULTS_NAME}")
     display.say(f"plots:   {target}")
+    reporting.report_run(config, folder, display)
     return found
 
 
@@ -231,6 +233,7 @@ def _write(
         "checkpoint": settings["checkpoint"],
         "step": settings["step"],
         **({"correction": settings["correction"]} if settings["correction"] else {}),
+        "class_names": list(data.class_names),
         "bad_gradients": {what: list(counts) for what, counts in bad_gradients.items()},
     }
     if workdir.is_writer():
@@ -249,14 +252,16 @@ def _draw(
     if found["headline"] and workdir.is_writer() and not (target / _CURVE_NAME).exists():
         curves.accuracy_vs_radius(found, target / _CURVE_NAME, title=title)
     wanted = data.images.ndim == 4 and config.eval.figures and suite.texts(config.monitor.attacks)
-    if wanted and not workdir.agreed((target / _GALLERY_NAME).exists()):
+    names = (_GALLERY_NAME, *((gallery.GALLERY_NAME,) if config.report.images else ()))
+    if wanted and not workdir.agreed(all((target / name).exists() for name in names)):
         _draw_gallery(config, target / _GALLERY_NAME, experiment, logits_fn, data)
 
 
 def _draw_gallery(
     config: Any, path: Path, experiment: Experiment, logits_fn: jax.tree_util.Partial, data: Dataset
 ) -> None:
-    """Clean, attacked and difference of a few images, under the monitor's last attack at its radius."""
+    """Clean, attacked and difference of a few images, under the monitor's last attack at its radius; and their pixels,
+    for the report, unless it is to show none."""
     norm, epsilon = monitored_radius(config)
     few = first(data, config.eval.figures)
     member = experiments.members(experiment, suite.texts(config.monitor.attacks))[-1]
@@ -274,8 +279,27 @@ def _draw_gallery(
     assert found.images is not None
     if not workdir.is_writer():
         return
+    pixels = np.asarray(to_unit(few.images))
+    if config.report.images:
+        kept: dict[str, Any] = gallery.arrays(
+            pixels,
+            found.images,
+            id=few.ids,
+            label=few.labels,
+            clean_prediction=clean.prediction,
+            attacked_prediction=found.prediction,
+            clean_confidence=clean.confidence,
+            attacked_confidence=found.confidence,
+            distance=found.distance,
+            class_names=few.class_names,
+            attack=member.label,
+            norm=norm,
+            epsilon=epsilon,
+        )
+        place = path.with_name(gallery.GALLERY_NAME)
+        results.write_atomically(place, lambda file: np.savez_compressed(file, **kept))
     images.attack_grid(
-        np.asarray(to_unit(few.images)),
+        pixels,
         found.images,
         path,
         labels=few.labels.tolist(),

@@ -17,7 +17,7 @@ from jax_advtrain.evaluation import results
 from jax_advtrain.evaluation.classwise import files, from_per_sample, home
 from jax_advtrain.evaluation.records import WORST_OF
 from jax_advtrain.reports import classwise_runs as pictures
-from jax_advtrain.studies import evaluations, opening, runs
+from jax_advtrain.studies import evaluations, opening, reporting, runs
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
@@ -76,6 +76,7 @@ def home_run(config: Any, folder: Path | str, display: Display | None = None) ->
     for left_out in asked:
         display.say(f"- {next(line for line in content['verdict'] if line.startswith(f'{left_out}: '))}")
     display.say(f"all of it: {folder / name / files.FACTS_NAME}")
+    reporting.report_run(config, folder, display)
     return content
 
 

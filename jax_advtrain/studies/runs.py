@@ -7,7 +7,7 @@ from typing import Any
 from jax_advtrain import config as configs
 from jax_advtrain.evaluation import results, suite
 from jax_advtrain.reports import margins, training
-from jax_advtrain.studies import evaluations, opening
+from jax_advtrain.studies import evaluations, opening, reporting
 from jax_advtrain.training import loop, workdir
 from jax_advtrain.training.checkpoints import BEST, LAST
 from jax_advtrain.training.display import Display
@@ -64,6 +64,7 @@ def train_and_evaluate(config: Any, folder: Path | str, display: Display | None 
     if found:
         display.say(f"results: {', '.join(str(done[name] / results.RESULTS_NAME) for name in found)}")
     display.say(f"plots:   {', '.join(str(path) for path in (folder / 'plots', *(done[name] for name in found)))}")
+    reporting.report_run(config, folder, display)
     return found
 
 

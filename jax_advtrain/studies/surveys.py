@@ -10,7 +10,7 @@ from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import results
 from jax_advtrain.evaluation.margin_survey import survey_margins
 from jax_advtrain.reports import margin_survey
-from jax_advtrain.studies import opening
+from jax_advtrain.studies import opening, reporting
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
 
@@ -50,6 +50,7 @@ def survey_run(config: Any, folder: Path | str, display: Display | None = None) 
             )
         display.say(f"{target} holds this survey already")
         _show(display, target, there)
+        reporting.report_run(config, folder, display)
         return target / MARGINS_NAME
     with display.working(f"searching the boundary around {len(data)} {settings.split} samples") as tell:
         found = survey_margins(
@@ -84,6 +85,7 @@ def survey_run(config: Any, folder: Path | str, display: Display | None = None) 
         )
         workdir.write_json(target / _FACTS_NAME, facts)
     _show(display, target, facts)
+    reporting.report_run(config, folder, display)
     return target / MARGINS_NAME
 
 
