@@ -41,7 +41,13 @@ def test_every_run_of_a_grid_is_valid(file):
             validate(config, 1)
     assert module.__doc__ and {run.method for run in runs} == set(asked.names)
     seeds = [sum(run.method == name for run in runs) for name in asked.names]
-    several = {"digits": [1, 1, 1, 3], "mnist": [3] * 5 + [1] * 8, "pneumonia": [3] * 5}
+    several = {
+        "cifar10": [1] * 4,
+        "digits": [1, 1, 1, 3],
+        "mnist": [3] * 5 + [1] * 8,
+        "mnist_worst_class": [3] * 8,
+        "pneumonia": [3] * 5,
+    }
     assert seeds == several[file.stem.partition("_")[2]]
 
 
