@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jax_advtrain import __version__
+import jax_advtrain
 from jax_advtrain.evaluation.classwise.facts import plain
 from jax_advtrain.evaluation.results import write_atomically
 
@@ -38,7 +38,7 @@ def write_page(template: str, path: str | os.PathLike, content: Mapping[str, Any
         styles=(_FOLDER / "static" / "page.css").read_text("utf-8"),
         scripts=scripts,
         script_hashes=[_hash(script) for script in scripts],
-        version=__version__,
+        version=jax_advtrain.__version__,
     )  # fmt: skip
     whole = text.encode("utf-8")
     if len(whole) > MOST_BYTES:
