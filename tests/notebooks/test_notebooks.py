@@ -40,7 +40,7 @@ def test_it_is_clean(book):
 def test_it_runs(book, tmp_path, monkeypatch, compiled_programs, request):
     monkeypatch.setenv("ADVTRAIN_NOTEBOOK_FAST", "1")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled_programs))
-    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # figures are drawn as a reader sees them
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     if book.stem == "ima_training":
