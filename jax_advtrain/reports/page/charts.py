@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 COLOURS = ("blue", "green", "orange", "pink", "sky", "ink", "red")
 _SOLID = (1, 0)
 _DASHES = (_SOLID, (6, 3), (2, 3), (8, 3, 2, 3))
+_LEAST_TOP = 0.1  # of a heat map: a share of a few per cent is never dark
 MOST_POINTS = 400  # of a line; beyond that every so many-th is drawn, and the last
 
 
@@ -98,14 +99,14 @@ def lines(
     drawn: list[dict[str, Any]] = [_rule(value, y) for value in rules]
     if bands:
         between = {"y": _number("low", y), "y2": {"field": "high"}, "color": colour}
-        area = {"type": "area", "opacity": 0.18, "clip": True}
+        area = {"type": "area", "opacity": 0.18}
         drawn.append({"data": {"values": bands}, "mark": area, "encoding": between})
     for width in sorted({one.width for one in series}):  # the broadest last, so that they lie on top
         of_width = [key for key, one in zip(keys, series, strict=True) if one.width == width]
         drawn.append(
             {
                 "transform": [{"filter": {"field": "k", "oneOf": of_width}}],
-                "mark": {"type": "line", "clip": True, "strokeWidth": width},
+                "mark": {"type": "line", "strokeWidth": width},
                 "encoding": {"y": up, "color": colour, "strokeDash": dash},
             }
         )
@@ -186,7 +187,7 @@ def heat_map(rows: Sequence[dict[str, Any]], names: Sequence[str], *, written: b
       names: of the classes in order, all different. written: the share stands in its cell.
     """
     size = len(names)
-    short = written and max(map(len, names)) <= 3
+    short = written and size * max(map(len, names)) <= 40  # all names beside each other
     cells = max(160, min(34 * size, 480)) if written else max(320, min(11 * size, 660))
     axis = {"labelOverlap": True, "labelLimit": 110, "domain": False, "ticks": False, "grid": False}
     order = {"type": "nominal", "sort": list(names), "scale": {"domain": list(names)}}
@@ -198,9 +199,9 @@ def heat_map(rows: Sequence[dict[str, Any]], names: Sequence[str], *, written: b
         {"field": "true", "title": "true class"},
         {"field": "predicted", "title": "taken for"},
         _number("share", "share of the class", format=".1%"),
-        _number("count", "images", format="d"),
+        _number("count", "samples", format="d"),
     ]
-    top = max((row["share"] for row in rows if not row["own"]), default=0) or 1
+    top = max([row["share"] for row in rows if not row["own"]] + [_LEAST_TOP])
     scale = {"type": "sqrt", "domain": [0, top], "range": ["var(--heat-low)", "var(--heat-high)"]}
     own = {"condition": {"test": "datum.own", "value": "var(--own)"}}
     dark = f"!datum.own && datum.share > {0.35 * top!r}"

@@ -21,7 +21,7 @@ _LIBRARIES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 
 
 def write_page(template: str, path: str | os.PathLike, content: Mapping[str, Any]) -> Path:
-    """Fills a template of templates/ and writes it, whole or not at all.
+    """Fills a template of templates/ and writes it, whole or not at all; nothing where just this is there already.
 
     Args:
       content: plain values; "charts", {name: specification}, becomes JSON inside the page. Texts are escaped.
@@ -43,6 +43,9 @@ def write_page(template: str, path: str | os.PathLike, content: Mapping[str, Any
     whole = text.encode("utf-8")
     if len(whole) > MOST_BYTES:
         raise ValueError(f"the page would have {len(whole):,} bytes, more than {MOST_BYTES:,}")
+    path = Path(path)
+    if path.is_file() and path.read_bytes() == whole:
+        return path
     return write_atomically(path, lambda file: file.write(whole))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_advtrain.reports.page import charts
+from jax_advtrain.reports.page import charts, verdict
 from jax_advtrain.reports.page.charts import Series
 from jax_advtrain.reports.style import radius_label
 from jax_advtrain.reports.training import ACCURACIES
@@ -31,11 +31,13 @@ def section(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     loss = Series("training loss", [(one["epoch"], one["train"]["loss"]) for one in epochs], "ink")
     monitored = [one for one in epochs if (one.get("validation") or {}).get("robust_accuracy") is not None]
     best = max(monitored, key=lambda one: one["validation"]["robust_accuracy"], default=None)
+    told = {} if best is None else best["validation"]
+    where = verdict.radius(told["norm"], told["epsilon"]) if "epsilon" in told else ""
     return {
         "loss": charts.lines([loss], x="epoch", y="loss, mean per sample", whole=True),
         "accuracy": charts.lines(found, x="epoch", y="accuracy", percent=True, whole=True, domain=(0, 1)),
         "legend": found,
-        "radius": (best or {}).get("validation", {}),
+        "where": where,
         "best": best,
         "seconds": sum(one["seconds"] for one in epochs),
         "speed": float(np.median([one["samples_per_second"] for one in epochs])),
