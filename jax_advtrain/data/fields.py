@@ -6,6 +6,9 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax_advtrain.data import augment, augment_dense
+from jax_advtrain.data.augment_dense import DenseAugment
+
 SOURCES = ("tfds", "npz", "image_folder", "decathlon", "digits", "moons")
 _DECODED = ("tfds", "image_folder", "digits")  # sources of encoded images
 _ONLY_FOR = {
@@ -114,6 +117,30 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
+def is_dense(config: Mapping[str, Any]) -> bool:
+    """Whether the labels that a config names are one a pixel."""
+    return config["source"] == "decathlon"
+
+
+def augmentation(config: Mapping[str, Any]) -> DenseAugment | None:
+    """(keys, images, labels) -> (images, labels) as data.augment says; None where it says nothing.
+
+    Raises:
+      ValueError: as `augment.build` and `augment_dense.build`.
+    """
+    spec = config["augment"]
+    made: DenseAugment
+    if is_dense(config):
+        made = augment_dense.build(spec)
+    else:
+        images_only = augment.build(spec)
+
+        def made(keys, images, labels):
+            return images_only(keys, images), labels
+
+    return made if len(spec) else None
+
+
 def _with_source(full: dict[str, Any]) -> dict[str, Any]:
     """Derives the source from name and path, and the path from a name that is one."""
     name = full["name"]
@@ -151,8 +178,6 @@ def _with_source(full: dict[str, Any]) -> dict[str, Any]:
     for field in ("classes", "exclude_classes"):
         if full[field] is not None and full["source"] == "decathlon":
             raise ValueError(f"data.{field} leaves samples of a class out; those of 'decathlon' have all classes")
-    if full["augment"] and full["source"] == "decathlon":
-        raise ValueError("data.augment moves images, and would leave the labels of its pixels where they were")
     return full
 
 

@@ -68,7 +68,8 @@ def load(config: Mapping[str, Any]) -> Splits:
           of the source's own split, else 0.1.
         test_size: count or fraction, carved from train in the same way; only for sources without a test split.
         seed: decides what is carved (and moons' points).
-        augment: names for `augment.build`; checked here, applied on the device by whoever trains. But
+        augment: names for `augment.build`, or where labels are one a pixel for `augment_dense.build`, which moves these
+          along; checked here, applied on the device by whoever trains. But
           "random_resized_crop", first: a random rectangle of each training image, resized to image_size, where it is
           decoded; it streams.
         streaming: True: training images stay on the disk, and are read and decoded batch by batch (tfds, image_folder);
@@ -84,7 +85,7 @@ def load(config: Mapping[str, Any]) -> Splits:
       ValueError: one line that says what is wrong, where, and what would be right.
     """
     full = fields.complete(config)
-    augment.build(full["augment"])
+    fields.augmentation(full)
     source, selection = classes.select(_OPEN[full["source"]](full), full)
     choice = splits.choose(source, full)
     streams = _streams(source, choice, full)
@@ -144,6 +145,7 @@ def _dataset(source: Source, selection: classes.Selection, part: splits.Part, sa
         kept_classes=selection.kept,
         groups=None if groups is None else groups[samples.ids],
         group_names=part.records.group_names,
+        spacing=part.records.spacing,
     )
 
 

@@ -296,7 +296,7 @@ def test_no_such_folder(tmp_path):
         ({"slices": 0, "image_size": (4, 4, 4)}, "or (height, width), got"),
         ({"classes": "front"}, "have all classes"),
         ({"channels": 1}, "data.channels is for"),
-        ({"augment": ("flip",)}, "would leave the labels of its pixels where they were"),
+        ({"augment": ("flop",)}, "of images with their labels: did you mean 'flip'"),
         ({"data_dir": None}, "needs data.data_dir"),
         ({"test_size": None}, "has no test split: set data.test_size"),
         ({"source": "digits"}, "data.slices is for decathlon; data.source is 'digits'"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jax_advtrain import tasks
 from jax_advtrain.evaluation import results, suite
 
 
@@ -43,7 +44,7 @@ def test_the_attack_is_what_the_text_says():
 
 
 def test_losses_for_one_logit():
-    labels = [member.label for member in suite.parse_all(["pgd", "pgd:loss=lm", "fgsm"], binary=True)]
+    labels = [member.label for member in suite.parse_all(["pgd", "pgd:loss=lm", "fgsm"], task=tasks.BINARY)]
     assert labels == ["pgd-20-bce", "pgd-20-lmb", "fgsm-bce"]
 
 
