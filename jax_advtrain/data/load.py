@@ -43,6 +43,8 @@ def load(config: Mapping[str, Any]) -> Splits:
         train_split, validation_split, test_split: TFDS split expressions, e.g. "train[:80%]"; ids count in the
           expression. Default "train", "validation", "test", the latter two where the set has them.
         image_key, label_key: features to use, where the set's info leaves a choice.
+        mask_key, mask_values: tfds only: the image feature whose pixels are labels (oxford_iiit_pet's
+          "segmentation_mask"), and the values in it that become the labels 0 (background), 1, ..., e.g. (2, 1, 3).
         image_size: a whole number or (height, width), for encoded images (tfds, image_folder, digits): each is resized,
           its shorter side to the size, and the centre cut out, when it is read. Not set: all have one size.
           decathlon: each is padded with zeros or cut, equally on both sides; whole volumes take 3 numbers.

@@ -186,18 +186,19 @@ def _by_radius(clean: Outcome, attacks: Sequence[Outcome]) -> Iterator[list[Outc
 
 def _worst_dice(clean: Outcome, members: Sequence[Outcome], names: Sequence[str]) -> WorstCase:
     everyone = [clean, *members]
-    right = np.stack([one.right for one in everyone])
-    score = np.stack([one.logit_margin for one in everyone if one.logit_margin is not None]).astype(np.float64)
+    every_right = np.stack([one.right for one in everyone])
+    right = np.asarray(every_right.all(axis=0))
+    score = np.stack([np.asarray(one.logit_margin, np.float64) for one in everyone])
     # A broken model's score may be NaN; it is wrong.
-    rank = np.where(right, np.nan_to_num(score, nan=-1.0), 10.0 + np.nan_to_num(score, nan=10.0))
+    rank = np.where(every_right, np.nan_to_num(score, nan=-1.0), 10.0 + np.nan_to_num(score, nan=10.0))
     strongest = np.argmax(rank, axis=0)
-    rows = np.arange(right.shape[1])
+    rows = np.arange(len(right))
     confidence = None
     if all(one.confidence is not None for one in everyone):
         confidence = np.stack([np.asarray(one.confidence) for one in everyone])[strongest, rows]
     return WorstCase(
-        _worst_record(clean, members, right.all(axis=0), None, 0),
-        right.all(axis=0),
+        _worst_record(clean, members, right, None, 0),
+        right,
         np.stack([one.prediction for one in everyone])[strongest, rows],
         np.array([names.index(one.record.attack) for one in everyone], np.int16)[strongest],
         np.stack([one.distance for one in everyone])[strongest, rows],
@@ -291,8 +292,8 @@ def headline(records: Sequence[Record]) -> list[dict[str, Any]]:
             accuracy = [points[epsilon] for epsilon in epsilons]
             area = curve_area(epsilons, accuracy)
             curves.append(dict(split=split, norm=norm, epsilons=epsilons, accuracy=accuracy, area=area))
-            heights = [dice[epsilon] for epsilon in epsilons]
-            if all(height is not None for height in heights):
+            heights = [height for epsilon in epsilons if (height := dice[epsilon]) is not None]
+            if len(heights) == len(epsilons):
                 curves[-1] |= dict(dice=heights, dice_area=curve_area(epsilons, heights))
     return curves
 

@@ -256,7 +256,8 @@ def write_results(
         arrays = _check_per_sample(per_sample, {record.n for record in records})
         write_atomically(folder / PER_SAMPLE_NAME, lambda file: np.savez_compressed(file, **arrays))
     if per_case:
-        write_atomically(folder / PER_CASE_NAME, lambda file: np.savez_compressed(file, **dict(per_case)))
+        rows: dict[str, Any] = dict(per_case)
+        write_atomically(folder / PER_CASE_NAME, lambda file: np.savez_compressed(file, **rows))
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
     return write_atomically(folder / RESULTS_NAME, lambda file: file.write(text.encode("utf-8")))
 

@@ -294,7 +294,7 @@ def test_no_such_folder(tmp_path):
         ({"spacing": (1, 2)}, "data.spacing must be a number of millimetres"),
         ({"image_size": (4, 4)}, "(height, width, depth) of volumes"),
         ({"slices": 0, "image_size": (4, 4, 4)}, "or (height, width), got"),
-        ({"classes": "front"}, "have all classes"),
+        ({"classes": "front"}, "where labels are one a pixel there is no such"),
         ({"channels": 1}, "data.channels is for"),
         ({"augment": ("flop",)}, "of images with their labels: did you mean 'flip'"),
         ({"data_dir": None}, "needs data.data_dir"),
