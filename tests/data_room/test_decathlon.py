@@ -345,7 +345,7 @@ def test_classification_on_it_is_refused(refused, task, tmp_path):
         f"    config.data.name, config.data.source, config.data.data_dir = 'toy', 'decathlon', {str(root)!r}\n"
         "    config.data.test_size, config.data.validation_size, config.data.slices = 1, 1, 0\n    return config\n"
     )
-    refused([f"--config={config}", f"--workdir={tmp_path / 'run'}"], "a label for each pixel", "not supported yet")
+    refused([f"--config={config}", f"--workdir={tmp_path / 'run'}"], "a label for each pixel", "set dice_threshold")
     assert not (tmp_path / "run").exists()
     spoil(root, "imagesTr", with_nan)
     refused([f"--config={config}", f"--workdir={tmp_path / 'run'}"], "Task99_Toy, case toy_009: 1 voxels")

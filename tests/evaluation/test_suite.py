@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jax_advtrain import tasks
+from jax_advtrain import segmentation, tasks
 from jax_advtrain.evaluation import results, suite
 
 
@@ -46,6 +46,23 @@ def test_the_attack_is_what_the_text_says():
 def test_losses_for_one_logit():
     labels = [member.label for member in suite.parse_all(["pgd", "pgd:loss=lm", "fgsm"], task=tasks.BINARY)]
     assert labels == ["pgd-20-bce", "pgd-20-lmb", "fgsm-bce"]
+
+
+def test_attacks_of_segmentation_ascend_what_training_descends():
+    task = segmentation.segmentation(0.7)
+    members = suite.parse_all(["pgd", "fgsm", "apgd:num_steps=7", "square:num_steps=9", "noise"], task=task)
+    labels = ["pgd-20-task", "fgsm-task", "apgd-7-task", "square-9-task", "uniform-noise"]
+    assert [member.label for member in members] == labels
+    attack = members[0].build("l2")
+    assert attack.loss.function is task.loss and attack.is_right == task.is_right and attack.score is task.score
+    assert members[0].settings["loss"] == "task"
+    for text, said in (
+        ("fab", "segmentation has one for each pixel; give pgd"),
+        ("pgd:loss=lm", "the loss is 'task'"),
+        ("pgd:targets=3", "segmentation has none"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            suite.parse(text, task=task)
 
 
 def test_attacks_that_differ_in_hidden_settings_only_are_told_apart():
