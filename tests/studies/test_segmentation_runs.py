@@ -200,6 +200,22 @@ def test_each_method_trains(command, config_of, tmp_path, method):
 
 
 @pytest.mark.slow
+def test_whole_volumes_of_two_modalities(command, config_of, tmp_path):
+    root, folder = write_task(tmp_path / "Task96_Two", modalities=2), tmp_path / "run"
+    flags = (
+        "--config.data.slices=None",
+        "--config.data.image_size=None",
+        "--config.epochs=1",
+        "--config.eval.figures=1",
+    )
+    answer = command(f"--config={config_of('standard', root)}", f"--workdir={folder}", *flags)
+    assert answer.code == 0, answer.err
+    found, kept = results.read_results(folder / "eval" / "best"), results.read_per_case(folder / "eval" / "best")
+    assert found["records"][0]["n"] == found["records"][0]["segmentation"]["cases"] == 2 == len(kept["case"])
+    assert (folder / "eval" / "best" / "images.png").exists()
+
+
+@pytest.mark.slow
 def test_margins_and_export_of_a_run(command, finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
