@@ -14,8 +14,9 @@ _BINARY_LOSSES = {"ce": "bce", "lm": "lmb", "slm": "lmb", "dlr": "lmb"}
 # What shows in a label although the text does not say it: the losses and the steps that differ most often.
 _DEFAULT_STEPS = {"pgd": 20, "ifgsm": 10, "mim": 10, "apgd": 100, "square": 5000, "fab": 100}
 _WITH_LOSS = ("pgd", "fgsm", "ifgsm", "mim", "apgd")
-# Attacks that take any task's loss and idea of right and wrong.
-_OF_SEGMENTATION = (*_WITH_LOSS, "square", "noise")
+# Attacks that ascend any task's loss to their end. APGD and Square keep the first image that is wrong: its Dice lies just
+# below the threshold and says nothing of how low the attack can bring it.
+_OF_SEGMENTATION = ("pgd", "fgsm", "ifgsm", "mim", "noise")
 
 
 class Member(NamedTuple):
@@ -107,7 +108,7 @@ def parse(text: str, *, task: Task = CLASSIFICATION, where: str = "eval.attacks"
             raise ValueError(f"{where}: {text!r} sets {given}; the radii of each norm are fields of the config")
     if task.is_dense:
         _check_dense(text, settings, where)
-    if name in _WITH_LOSS or (task.is_dense and name == "square"):
+    if name in _WITH_LOSS:
         settings.setdefault("loss", "task" if task.is_dense else "ce")
     if task is BINARY and "loss" in settings:
         settings["loss"] = _BINARY_LOSSES.get(settings["loss"], settings["loss"])
@@ -125,15 +126,16 @@ def _check_dense(text: str, settings: dict[str, Any], where: str) -> None:
     """Raises ValueError where an attack of dense labels is none that knows such."""
     if settings["name"] in ATTACKS and settings["name"] not in _OF_SEGMENTATION:
         raise ValueError(
-            f"{where}: {text!r}: {settings['name']} moves one class against another, and segmentation has one for "
-            f"each pixel; give {', '.join(_OF_SEGMENTATION)}"
+            f"{where}: {text!r}: {settings['name']} is of classifiers; segmentation, where the lowest Dice counts, has "
+            f"{', '.join(_OF_SEGMENTATION)}"
         )
     if settings.get("loss", "task") != "task":
         raise ValueError(
             f"{where}: {text!r}: of segmentation the loss is 'task', what training descends (Dice and cross entropy)"
         )
-    if "targets" in settings:
-        raise ValueError(f"{where}: {text!r} sets targets, which segmentation has none of; leave them out")
+    for field in ("targets", "until_success"):
+        if field in settings:
+            raise ValueError(f"{where}: {text!r} sets {field}, which is of classifiers; leave it out for segmentation")
 
 
 def _value(text: str) -> Any:

@@ -50,16 +50,18 @@ def test_losses_for_one_logit():
 
 def test_attacks_of_segmentation_ascend_what_training_descends():
     task = segmentation.segmentation(0.7)
-    members = suite.parse_all(["pgd", "fgsm", "apgd:num_steps=7", "square:num_steps=9", "noise"], task=task)
-    labels = ["pgd-20-task", "fgsm-task", "apgd-7-task", "square-9-task", "uniform-noise"]
+    members = suite.parse_all(["pgd:restarts=2", "fgsm", "mim:num_steps=7", "noise"], task=task)
+    labels = ["pgd-20-task-x2", "fgsm-task", "mim-7-task", "uniform-noise"]
     assert [member.label for member in members] == labels
-    attack = members[0].build("l2")
+    attack = members[1].build("l2")
     assert attack.loss.function is task.loss and attack.is_right == task.is_right and attack.score is task.score
     assert members[0].settings["loss"] == "task"
     for text, said in (
-        ("fab", "segmentation has one for each pixel; give pgd"),
+        ("fab", "is of classifiers; segmentation, where the lowest Dice counts, has pgd"),
+        ("apgd", "is of classifiers"),
         ("pgd:loss=lm", "the loss is 'task'"),
-        ("pgd:targets=3", "segmentation has none"),
+        ("pgd:targets=3", "sets targets"),
+        ("pgd:until_success=True", "sets until_success"),
     ):
         with pytest.raises(ValueError, match=said):
             suite.parse(text, task=task)

@@ -272,7 +272,7 @@ def test_bad_volumes_are_named_by_case(refused, config_of, tmp_path, kind, chang
         ("ima", ["--config.defense.attack_loss=slm"], "defense.attack_loss is 'slm'; of segmentation give 'task'"),
         ("standard", ["--config.label_smoothing=0.1"], "label_smoothing is of classification"),
         ("standard", ["--config.one_logit=True"], "one_logit is of classification"),
-        ("standard", ["--config.eval.attacks=fab"], "segmentation has one for each pixel"),
+        ("standard", ["--config.eval.attacks=fab"], "fab is of classifiers"),
         ("standard", ["--config.monitor.attacks=pgd:loss=lm"], "the loss is 'task'"),
         ("standard", ["--config.data.augment=('reflect_pad_crop:4',)"], "of images with their labels"),
         ("standard", ["--config.data.slices=None"], "data.image_size must be"),
