@@ -14,8 +14,8 @@ _BINARY_LOSSES = {"ce": "bce", "lm": "lmb", "slm": "lmb", "dlr": "lmb"}
 # What shows in a label although the text does not say it: the losses and the steps that differ most often.
 _DEFAULT_STEPS = {"pgd": 20, "ifgsm": 10, "mim": 10, "apgd": 100, "square": 5000, "fab": 100}
 _WITH_LOSS = ("pgd", "fgsm", "ifgsm", "mim", "apgd")
-# Attacks that ascend any task's loss to their end. APGD and Square keep the first image that is wrong: its Dice lies just
-# below the threshold and says nothing of how low the attack can bring it.
+# Attacks that ascend any task's loss to their end. APGD and Square keep the first image that is wrong: its Dice lies
+# just below the threshold and says nothing of how low the attack can bring it.
 _OF_SEGMENTATION = ("pgd", "fgsm", "ifgsm", "mim", "noise")
 
 
