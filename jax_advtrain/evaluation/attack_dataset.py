@@ -111,16 +111,19 @@ def _probe(logits_fn: LogitsFn, images: jax.Array) -> jax.Array:
     return answers(logits_fn, images, sample_keys(0, jnp.arange(len(images)), ()), 0)
 
 
-def num_outputs(logits_fn: LogitsFn, data: Dataset) -> int:
+def num_outputs(logits_fn: LogitsFn, data: Dataset, task: Task = CLASSIFICATION) -> int:
     """How many logits the model gives for such samples (or for each of their pixels, where labels are dense), nothing
     computed; 1 where it gives shape (B,).
 
     Raises:
-      ValueError: there are no samples; logits of another shape than (B, classes) or (B,), or of dense labels
-        (B, *space, classes); fewer than the classes.
+      ValueError: there are no samples; labels one a pixel and a task of images, or the other way round; logits of
+        another shape than (B, classes) or (B,), or of dense labels (B, *space, classes); fewer than the classes.
     """
     if not len(data):
         raise ValueError(f"data set {data.name!r}, split {data.split!r} has no samples to attack")
+    if task.is_dense != data.is_dense:
+        kind = "one a pixel: give task=segmentation.segmentation(threshold)" if data.is_dense else "one an image"
+        raise ValueError(f"labels of {data.name!r} are {kind}; the task is {task.name}")
     images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.zeros(()).dtype)
     shape = getattr(jax.eval_shape(_probe, as_pytree(logits_fn), images), "shape", None)
     if data.is_dense:
@@ -233,7 +236,7 @@ def attack_dataset(
       >>> found.is_right.mean(), found.distance.max()
     """
     check_number("epsilon", epsilon)
-    num_classes = max(2, num_outputs(logits_fn, data))
+    num_classes = max(2, num_outputs(logits_fn, data, task))
     mesh, logits_fn = mesh or make_mesh(), as_pytree(logits_fn)
     batch_size = math.ceil(min(batch_size, len(data)) / mesh.size) * mesh.size
     if active_set is None:

@@ -84,11 +84,8 @@ def evaluate(
       >>> results.write_results("eval", model={}, data=data.fingerprint(), records=found.records)
     """
     logits_fn, mesh = as_pytree(logits_fn), mesh or make_mesh()
-    outputs = num_outputs(logits_fn, data)
+    outputs = num_outputs(logits_fn, data, task or tasks.CLASSIFICATION)
     task = task or tasks.for_outputs(outputs)
-    if task.is_dense != data.is_dense:
-        kind = "one a pixel: give task=segmentation.segmentation(threshold)" if data.is_dense else "one an image"
-        raise ValueError(f"labels of {data.name!r} are {kind}; the task is {task.name}")
     members = _read(members, task)
     for norm in epsilons:
         check_norm(norm)

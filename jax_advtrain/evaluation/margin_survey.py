@@ -106,7 +106,7 @@ def survey_margins(
       >>> np.median(found.margin[found.clean_right]), found.censored.mean()
     """
     check_radii(radii)
-    outputs = num_outputs(logits_fn, data)
+    outputs = num_outputs(logits_fn, data, task)
     logits_fn, mesh = as_pytree(logits_fn), mesh or make_mesh()
     ascent = attacks.pgd(
         norm=norm,

@@ -1,11 +1,18 @@
 """Segmentation in results: cases in three dimensions, intervals over them, and the worst case of a slice."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jax_advtrain.data import Dataset
 from jax_advtrain.evaluation import results, segmented, volumes
+from jax_advtrain.evaluation.attack_dataset import attack_dataset
+from jax_advtrain.evaluation.evaluate import evaluate
+from jax_advtrain.evaluation.margin_survey import survey_margins
 from jax_advtrain.evaluation.records import Outcome, make_record, worst_segmentation
+from jax_advtrain.segmentation import segmentation
 
 CLASSES = ("background", "front", "back")
 
@@ -69,6 +76,20 @@ def test_intervals_are_over_cases():
     assert wide["high"] - wide["low"] > 4 * (narrow["high"] - narrow["low"])
 
 
+def test_dense_labels_need_their_task():
+    data, _ = cases()
+
+    def logits_fn(images):
+        return jnp.broadcast_to(images, (*images.shape[:3], 3))
+
+    for ask in (attack_dataset, survey_margins, evaluate):
+        with pytest.raises(ValueError, match="labels of 'toy' are one a pixel: give task"):
+            given = {attack_dataset: (None, logits_fn, data), survey_margins: (logits_fn, data, [0.1])}
+            ask(*given.get(ask, (logits_fn, data, [], {})))
+    with pytest.raises(ValueError, match="give one score a class for each pixel"):
+        attack_dataset(None, lambda images: images[:, 0, 0], data, task=segmentation(0.6))
+
+
 def outcome(name, dice, right, norm="l2", epsilon=1.0) -> Outcome:
     count = len(dice)
     record = make_record(name, np.array(right), None, 3, norm=norm, epsilon=epsilon)
@@ -91,8 +112,6 @@ def test_the_lowest_dice_of_a_slice_wins():
 
 
 def test_results_hold_the_cases(tmp_path):
-    import dataclasses
-
     data, prediction = cases()
     scores = segmented.score_cases(prediction, data)
     summary = segmented.summary(scores, data)
