@@ -22,7 +22,7 @@ from jax_advtrain.training.monitor import monitored_radius
 # A run is what these fields say: a workdir refuses others. All else may change when it is resumed or evaluated.
 IDENTITY = (
     *("data", "model", "defense", "optimizer", "batch_size", "num_shards", "seed", "ema_decay", "one_logit"),
-    *("init_from", "label_smoothing", "accumulate", "classwise"),
+    *("init_from", "label_smoothing", "accumulate", "classwise", "dice_threshold"),
 )
 # Where data lie, and how they are read, is no identity: the fingerprint tells whether they are the same.
 _FREE_DATA_FIELDS = ("data_dir", "path", "max_ram_gb", "streaming", "num_workers", "on_bad_record")
@@ -44,12 +44,15 @@ def base(defense: str = "ima", model: str = "small_cnn", classwise: str = "") ->
       label_smoothing: of the training loss, from 0, below 1.
       patience: None, or training ends where no epoch of the last so many was the best by checkpoint.best_by.
       one_logit: for sets of 2 classes, a network with one logit.
+      dice_threshold: None; of segmentation (labels one a pixel), an image is right where the mean foreground Dice of
+        its prediction is at least this (0.6 in IMA's published runs).
       init_from: "", or where weights of the same network lie to start from: a workdir (its best checkpoint, else last),
         a checkpoint (RUN/checkpoints/last, RUN/checkpoints/best/STEP), a folder of --mode=export or models.convert.
         Optimizer and per-sample state begin anew. A run that goes on does not look there again.
       beside: {name: {defense fields}}: other defenses, trained alike in runs of their own and drawn beside this one
         (data of two dimensions only).
-      monitor: every so many epochs, robust accuracy of num_samples validation samples under attacks (texts as in
+      monitor: every so many epochs, robust accuracy of num_samples validation samples (here and below: where samples
+        belong to cases, of so many cases) under attacks (texts as in
         eval.attacks) at one norm and radius; None = the defense's.
       checkpoint: keep = how many of the last are kept (the best is kept besides); every_epochs; best_by = what makes
         one the best: the monitor's robust accuracy, "mean" of all, of the "worst" class, or their "sum".
@@ -123,6 +126,7 @@ def _defaults(defense: str, model: str, classwise: str = "") -> dict[str, Any]:
         "label_smoothing": 0.0,
         "patience": None,
         "one_logit": False,
+        "dice_threshold": None,
         "init_from": "",
         "beside": {},
         "monitor": {

@@ -12,12 +12,14 @@ from jax_advtrain import data, defenses, models
 from jax_advtrain.attacks.norms import NORMS
 from jax_advtrain.attacks.registry import unknown_name
 from jax_advtrain.config import base
-from jax_advtrain.defenses.registry import DEFENSES, REMEDIES, remedy_fields
+from jax_advtrain.defenses.registry import DEFENSES, OF_SEGMENTATION, REMEDIES, remedy_fields
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import suite
 from jax_advtrain.evaluation.margin_survey import check_radii
+from jax_advtrain.tasks import CLASSIFICATION
 from jax_advtrain.training import optim
 from jax_advtrain.training.checkpoints import BEST, LAST
+from jax_advtrain.training.experiment import asked
 from jax_advtrain.training.monitor import BEST_BY, monitored_radius
 from jax_advtrain.training.state import averages_epochs
 
@@ -43,6 +45,7 @@ def validate(config: Any, num_devices: int) -> None:
     _known_fields(config)
     _numbers(config, num_devices)
     _names(config)
+    _segmentation(config)
     try:
         _defense("defense", config.defense, one_logit=config.one_logit)
         _classwise(config)
@@ -63,7 +66,8 @@ def validate(config: Any, num_devices: int) -> None:
             ("analysis", "homing_attacks", analysed),
             ("correction", "attack", corrected),
         ):
-            members = suite.parse_all(suite.texts(config[section][field]), where=f"{section}.{field}")
+            task = CLASSIFICATION if section == "analysis" else asked(config)
+            members = suite.parse_all(suite.texts(config[section][field]), task=task, where=f"{section}.{field}")
             suite.check_norms(members, epsilons, where=f"{section}.{field}")
             if section == "analysis" and not members:
                 raise ConfigError(f"{section}.{field} is empty; name one attack or more")
@@ -73,7 +77,7 @@ def validate(config: Any, num_devices: int) -> None:
         nearest = suite.parse(config.equilibrium.attack, where="equilibrium.attack").settings["name"]
         if nearest not in MINIMUM_NORM:
             raise ConfigError(unknown_name("equilibrium.attack: minimum-norm attack", nearest, MINIMUM_NORM))
-        data.augment.build(tuple(config.data.augment))
+        data.fields.augmentation(config.data)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     except TypeError as error:
@@ -229,6 +233,30 @@ def _names(config: Any) -> None:
             what = "file" if of_file else "folder"
             raise ConfigError(f"{field} is {name!r}; give one {what} name of letters, digits and _ . + -")
     _model(config.model)
+
+
+def _segmentation(config: Any) -> None:
+    """What goes with labels of pixels, and what does not."""
+    threshold = config.dice_threshold
+    if threshold is None:
+        return
+    if not (_is_number(threshold) and 0 < threshold <= 1):
+        raise ConfigError(f"dice_threshold is {threshold!r}; give a mean foreground Dice above 0, up to 1, or None")
+    name = config.defense.get("name")
+    if name in DEFENSES and name not in OF_SEGMENTATION:
+        raise ConfigError(
+            f"defense {name!r} is one of classification; of segmentation (dice_threshold is set) there are "
+            f"{', '.join(OF_SEGMENTATION)}"
+        )
+    loss = config.defense.get("attack_loss", "task")
+    if loss != "task":
+        raise ConfigError(f"defense.attack_loss is {loss!r}; of segmentation give 'task', what training descends")
+    for field, none in (("one_logit", False), ("label_smoothing", 0.0), ("eval.check_samples", 0)):
+        if _at(config, field) != none:
+            raise ConfigError(f"{field} is of classification, and dice_threshold of segmentation; set it to {none!r}")
+    if config.classwise.get("name") or config.beside:
+        field = "classwise" if config.classwise.get("name") else "beside"
+        raise ConfigError(f"{field} is of classification, and dice_threshold of segmentation; leave one out")
 
 
 def _model(model: Mapping[str, Any]) -> None:

@@ -30,12 +30,19 @@ from jax_advtrain.studies import (
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.loop import Diverged, Stopped
 
+# Modes that ask which class an image is taken for.
+_OF_CLASSES = ("diagnose", "homing", "equilibrium")
 DONE, DIVERGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def run(asked: command_line.Asked, display: Display) -> None:
     """What a command line asks for; raises what `main` turns into a line and an exit code."""
     config: Any = asked.config
+    if asked.mode in _OF_CLASSES and config.get("dice_threshold") is not None:
+        raise ConfigError(
+            f"--mode={asked.mode} looks at one class an image, and this is segmentation (dice_threshold is set); "
+            "give --mode=evaluate, margins or export"
+        )
     if asked.mode == "evaluate":
         evaluations.evaluate_run(config, asked.workdir, display)
     elif asked.mode == "margins":

@@ -1,8 +1,8 @@
 """Segmentation as a task: soft Dice and cross entropy, and when a whole image is right.
 
 Outputs are class scores (B, *space, classes), labels (B, *space); class 0 is the background, the others are the
-foreground. Everything is one number a sample, so that attacks and margins work on whole images. Of the defenses
-standard training and IMA do; the others ascend or compare class scores pixel by pixel.
+foreground. Everything is one number a sample, so that attacks and margins work on whole images. Which defenses know it,
+`defenses.registry` says.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_advtrain.attacks import losses
-from jax_advtrain.tasks import Task
+from jax_advtrain.tasks import Task, answer
 
 SMOOTH = 1.0
 
@@ -33,7 +33,8 @@ def segmentation(threshold: float = 0.6) -> Task:
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give a mean foreground Dice above 0, up to 1")
-    return Task("segmentation", dice_and_cross_entropy, _Right(threshold), one_minus_dice, _has_foreground)
+    right = _Right(threshold)
+    return Task("segmentation", dice_and_cross_entropy, right, one_minus_dice, has_foreground, segmented, is_dense=True)
 
 
 def dice_and_cross_entropy(outputs: Any, labels: Int[Array, "batch *space"]) -> Float[Array, "batch"]:
@@ -76,7 +77,17 @@ def one_minus_dice(
     outputs: Float[Array, "batch *space classes"], labels: Int[Array, "batch *space"]
 ) -> Float[Array, "batch"]:
     """1 - the mean foreground Dice of the prediction; orders attacked images by how wrong they are."""
-    return 1 - dice(_whole(outputs), labels).mean(-1)
+    return 1 - dice(answer(outputs), labels).mean(-1)
+
+
+def segmented(outputs: Float[Array, "batch *space classes"]) -> dict[str, jax.Array]:
+    """What an evaluation keeps: the class of every pixel, and the mean over pixels of its softmax probability."""
+    kind = jnp.uint8 if outputs.shape[-1] <= 256 else jnp.int32
+    confidence = jnp.max(jax.nn.softmax(outputs, axis=-1), axis=-1)
+    return {
+        "prediction": losses.predict(outputs).astype(kind),
+        "confidence": confidence.mean(tuple(range(1, confidence.ndim))),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +97,16 @@ class _Right:
     threshold: float
 
     def __call__(self, outputs: Any, labels: Int[Array, "batch *space"]) -> Bool[Array, "batch"]:
-        outputs = _whole(outputs)
+        outputs = answer(outputs)
         places = tuple(range(1, outputs.ndim))
         broken = jnp.any(jnp.isnan(outputs), axis=places)  # such a model is right about nothing
         right = dice(outputs, labels).mean(-1) >= self.threshold
-        return (right | ~_has_foreground(outputs, labels)) & ~broken
+        return (right | ~has_foreground(outputs, labels)) & ~broken
 
 
-def _has_foreground(outputs: Any, labels: Int[Array, "batch *space"]) -> Bool[Array, "batch"]:
+def has_foreground(outputs: Any, labels: Int[Array, "batch *space"]) -> Bool[Array, "batch"]:
+    """Whether the truth has any pixel that is not background."""
     return jnp.any(labels > 0, axis=tuple(range(1, labels.ndim)))
-
-
-def _whole(outputs: Any) -> jax.Array:
-    """The scores at the labels' own resolution."""
-    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def _dice(shares: Float[Array, "batch *space classes"], labels: Int[Array, "batch *space"]) -> jax.Array:

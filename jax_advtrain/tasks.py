@@ -6,7 +6,7 @@ serve every task.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,14 @@ import jax.numpy as jnp
 from jax_advtrain.attacks import losses
 
 
+def classified(outputs: jax.Array) -> dict[str, jax.Array]:
+    """What an evaluation keeps of a classifier's outputs: the class, and its softmax probability."""
+    confidence = jnp.max(jax.nn.softmax(losses.class_logits(outputs)), axis=-1)
+    return {"prediction": losses.predict(outputs), "confidence": confidence}
+
+
 class Task(NamedTuple):
-    """The functions of a task; all take (outputs, labels) and give one value a sample.
+    """The functions of a task; all but `reported` take (outputs, labels) and give one value a sample.
 
     Attributes:
       name: what the task is called.
@@ -23,6 +29,8 @@ class Task(NamedTuple):
       is_right: whether the model does what is asked.
       score: how wrong it is; orders attacked images.
       takes_part: on the clean image, whether the sample's margin moves and its attacked image is trained on.
+      reported: outputs -> what an evaluation keeps of them: "prediction" (batch, *dense) and "confidence" (batch,).
+      is_dense: whether labels are one a pixel.
     """
 
     name: str
@@ -30,12 +38,19 @@ class Task(NamedTuple):
     is_right: Callable[[jax.Array, jax.Array], jax.Array]
     score: Callable[[jax.Array, jax.Array], jax.Array]
     takes_part: Callable[[jax.Array, jax.Array], jax.Array]
+    reported: Callable[[jax.Array], dict[str, jax.Array]] = classified
+    is_dense: bool = False
 
 
 CLASSIFICATION = Task(
     "classification", losses.cross_entropy, losses.is_right, losses.classification_margin, losses.is_right
 )
 BINARY = Task("binary", losses.binary_cross_entropy, losses.is_right, losses.classification_margin, losses.is_right)
+
+
+def answer(outputs: Any) -> jax.Array:
+    """What a network answers: its outputs; under deep supervision (a tuple in training) those of full resolution."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def for_outputs(num_outputs: int) -> Task:

@@ -171,6 +171,18 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def run_main(compiled_programs: Path) -> Callable[..., int]:
+    """Runs a command line and gives its exit code; for fixtures of a wider scope than `command`."""
+    from jax_advtrain.main import main
+
+    def run(*arguments: object) -> int:
+        with compiled_once(compiled_programs):
+            return main(["main.py", *map(str, arguments)])
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def finished_run(tiny_config: Path, compiled_programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workdir of `tiny_config`, trained and evaluated; not to be written into (copy it)."""
     from jax_advtrain.main import main

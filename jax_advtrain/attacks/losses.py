@@ -135,13 +135,15 @@ def class_logits(outputs: Float[Array, "batch *classes"]) -> Float[Array, "batch
 def kl_divergence(
     outputs: Float[Array, "batch *classes"], reference: Float[Array, "batch *classes"]
 ) -> Float[Array, "batch"]:
-    """KL(softmax(reference) || softmax(outputs)) from logits; of one-logit models that of their two classes.
+    """KL(softmax(reference) || softmax(outputs)) from logits; of one-logit models that of their two classes, of dense
+    outputs (batch, *space, classes) the mean over their places.
 
     Written with logarithms of softmaxes alone, so that neither it nor its gradient is NaN where a probability
     underflows to 0 (p log p by itself gives 0 * -inf there). Differentiable with respect to both.
     """
     log_p, log_q = (jax.nn.log_softmax(class_logits(logits), axis=-1) for logits in (reference, outputs))
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    divergence = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    return divergence if divergence.ndim == 1 else divergence.mean(tuple(range(1, divergence.ndim)))
 
 
 def classification_margin(logits: Float[Array, "batch *classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:

@@ -6,6 +6,7 @@ test, and reads those into memory. `python -m jax_advtrain.data.prepare` prepare
 """
 
 from jax_advtrain.data import augment as augment
+from jax_advtrain.data import fields as fields
 from jax_advtrain.data import slots as slots
 from jax_advtrain.data.dataset import Dataset as Dataset
 from jax_advtrain.data.dataset import Splits as Splits

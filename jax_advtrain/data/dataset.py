@@ -29,6 +29,8 @@ class Dataset:
       split: the source split that the ids count in. A validation set carved from train says "train".
       kept_classes: numbers, in the source, of the classes that stayed where others were left out (data.classes,
         data.exclude_classes), rising; None: all are here. Where labels were renumbered, label k is kept_classes[k].
+      spacing: (groups, 3) millimetres of a voxel of each group, along the axis in which its samples follow each other
+        and then their own; of whole volumes along their own. None where the set does not tell.
       groups: int64 (N,) the group (a patient) of each sample, a number of `group_names`, which names those of the whole
         source; None where every sample stands for itself. No two splits share a group.
 
@@ -46,6 +48,7 @@ class Dataset:
     kept_classes: tuple[int, ...] | None = None
     groups: np.ndarray | None = None
     group_names: tuple[str, ...] = ()
+    spacing: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         _check_arrays(self)
@@ -73,6 +76,13 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, ...]:
         return self.images.shape[1:]
+
+    def take(self, rows: np.ndarray | slice) -> "Dataset":
+        """The samples at these positions, in this order."""
+        groups = None if self.groups is None else self.groups[rows]
+        return dataclasses.replace(
+            self, images=self.images[rows], labels=self.labels[rows], ids=self.ids[rows], groups=groups
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that tell this data apart from any other, for checkpoints and results.

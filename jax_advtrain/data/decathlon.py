@@ -77,6 +77,7 @@ def open_decathlon(config: dict[str, Any]) -> Source:
         label_shape=sizes,
         groups=np.repeat(np.arange(len(cases), dtype=np.int64), counts),
         group_names=tuple(case.name for case in cases),
+        spacing=np.array([_spacing(header, config["spacing"], axis) for _, header in opened]),
     )
     version = _version(root, cases, [header for _, header in opened], config, sizes)
     return Source(config["name"], version, class_names, records, None, None)
@@ -170,6 +171,13 @@ def _sizes(cases: list[Case], axis: int | None, image_size: tuple[int, ...] | No
             f"largest is {largest}"
         )
     return shapes.pop()
+
+
+def _spacing(header: volumes.Header, asked: tuple[float, ...] | None, axis: int | None) -> tuple[float, ...]:
+    """Millimetres of a voxel, the axis of slices first."""
+    sizes = header.spacing if asked is None else asked
+    order = (0, 1, 2) if axis is None else (axis, *(other for other in range(3) if other != axis))
+    return tuple(float(sizes[k]) for k in order)
 
 
 def _load(

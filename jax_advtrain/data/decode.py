@@ -42,7 +42,7 @@ def reason(error: Exception) -> str:
 
 
 def decode_image(
-    file: Any, channels: int | None, size: tuple[int, int] | None, resize: int | None = None
+    file: Any, channels: int | None, size: tuple[int, int] | None, resize: int | None = None, *, nearest: bool = False
 ) -> np.ndarray:
     """Pixels of an encoded image.
 
@@ -52,6 +52,7 @@ def decode_image(
       size: (H, W) to which the image is resized: the shorter side to the size (so that it covers H x W), then the
         centre is cut out. Both are one bilinear, antialiased pass. None: as it is.
       resize: what the shorter side is resized to instead, so that the centre cut out is less of the image.
+      nearest: each pixel is that of one place of the image, as a mask needs; else bilinear.
 
     Returns:
       uint8 (H, W, C).
@@ -70,7 +71,7 @@ def decode_image(
         cut_height, cut_width = scale * height, scale * width
         left, top = max(0.0, (image.width - cut_width) / 2), max(0.0, (image.height - cut_height) / 2)
         right, bottom = min(left + cut_width, image.width), min(top + cut_height, image.height)
-        return resized(image, size, (left, top, right, bottom))
+        return resized(image, size, (left, top, right, bottom), nearest=nearest)
 
 
 @contextlib.contextmanager
@@ -85,11 +86,15 @@ def opened(file: Any, channels: int | None) -> Iterator["Image"]:
         yield image if image.mode == mode else image.convert(mode)
 
 
-def resized(image: "Image", size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
-    """A rectangle (left, top, right, bottom) of an image as uint8 (*size, C): one bilinear, antialiased pass."""
+def resized(
+    image: "Image", size: tuple[int, int], box: tuple[float, float, float, float], *, nearest: bool = False
+) -> np.ndarray:
+    """A rectangle (left, top, right, bottom) of an image as uint8 (*size, C): one bilinear, antialiased pass, or the
+    nearest pixels."""
     from PIL import Image
 
-    return _pixels(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box))
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    return _pixels(image.resize((size[1], size[0]), how, box))
 
 
 def _pixels(image: "Image") -> np.ndarray:
@@ -103,10 +108,11 @@ def read_images(
     image_shape: Sequence[int],
     fetch: Callable[[np.ndarray], Sequence[Any]],
     image_of: Callable[[int, Any], np.ndarray],
-    label_of: Callable[[Any], int],
+    label_of: Callable[[int, Any], int | np.ndarray],
     *,
     threaded: bool,
     skip: bool,
+    label_shape: Sequence[int] = (),
 ) -> Samples:
     """Reads many images into one array.
 
@@ -116,20 +122,21 @@ def read_images(
       image_shape: (H, W, C) that all have.
       fetch: ids of a chunk -> its records.
       image_of: (id, record) -> uint8 (H, W, C); raises BadRecord.
-      label_of: record -> label.
+      label_of: (id, record) -> label, or int32 (H, W) one a pixel; raises as `image_of`.
       threaded: whether images are decoded on all cores.
       skip: bad records are left out and reported, instead of raised.
+      label_shape: () or (H, W).
 
     Raises:
       BadRecord: the first that was met; ValueError: an image of another shape.
     """
     images = np.empty((len(ids), *image_shape), np.uint8)
-    labels = np.empty(len(ids), np.int64)
+    labels = np.empty((len(ids), *label_shape), np.int32 if label_shape else np.int64)
     problems: dict[int, str] = {}
 
     def fill(at: int, record: Any) -> None:
         try:
-            image = image_of(int(ids[at]), record)
+            image, label = image_of(int(ids[at]), record), label_of(int(ids[at]), record)
         except BadRecord as error:
             if not skip:
                 raise
@@ -141,7 +148,11 @@ def read_images(
                 "data.image_size to the (height, width) that all are to be resized to, and data.channels where grey "
                 "and colour are mixed"
             )
-        images[at], labels[at] = image, label_of(record)
+        if np.shape(label) != tuple(label_shape):
+            raise ValueError(
+                f"{where}: the image of id {ids[at]} has {image.shape[:2]} pixels, its mask {np.shape(label)}"
+            )
+        images[at], labels[at] = image, label
 
     for_each(ids, fetch, fill, threaded=threaded)
     if not problems:

@@ -6,6 +6,11 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
+from jax_advtrain.data import augment, augment_dense
+from jax_advtrain.data.augment_dense import DenseAugment
+
 SOURCES = ("tfds", "npz", "image_folder", "decathlon", "digits", "moons")
 _DECODED = ("tfds", "image_folder", "digits")  # sources of encoded images
 _ONLY_FOR = {
@@ -14,6 +19,7 @@ _ONLY_FOR = {
     "channels": _DECODED,
     "slices": ("decathlon",),
     "spacing": ("decathlon",),
+    "mask_key": ("tfds",),
 }
 
 # None: not set. The meanings are in the docstring of `load`.
@@ -27,6 +33,8 @@ _DEFAULTS: dict[str, Any] = {
     "test_split": None,
     "image_key": None,
     "label_key": None,
+    "mask_key": None,
+    "mask_values": None,
     "image_size": None,
     "resize": None,
     "channels": None,
@@ -52,7 +60,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _TEXTS = (
     *("name", "source", "data_dir", "path", "train_split", "validation_split", "test_split"),
-    *("image_key", "label_key", "validation_from", "on_bad_record", "exclude_how"),
+    *("image_key", "label_key", "mask_key", "validation_from", "on_bad_record", "exclude_how"),
 )
 _CHOICES = {
     "validation_from": (None, "split", "rest", "train"),
@@ -103,6 +111,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     if full["slices"] is not None and not (_is_whole(full["slices"]) and full["slices"] in (0, 1, 2)):
         raise ValueError(f"data.slices must be 0, 1 or 2 (an axis), or None for whole volumes, got {full['slices']!r}")
     full["spacing"] = _spacing(full["spacing"])
+    full["mask_values"] = _mask_values(full["mask_key"], full["mask_values"])
     for field in ("classes", "exclude_classes"):
         full[field] = _classes(field, full[field])
     if full["classes"] is not None and full["exclude_classes"] is not None:
@@ -112,6 +121,30 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     full["image_size"] = _image_size(full["image_size"], 3 if is_volume else 2)
     _check_resize(full["resize"], full["image_size"])
     return full
+
+
+def is_dense(config: Mapping[str, Any]) -> bool:
+    """Whether the labels that a config names are one a pixel."""
+    return config["source"] == "decathlon" or bool(config["mask_key"])
+
+
+def augmentation(config: Mapping[str, Any]) -> DenseAugment | None:
+    """(keys, images, labels) -> (images, labels) as data.augment says; None where it says nothing.
+
+    Raises:
+      ValueError: as `augment.build` and `augment_dense.build`.
+    """
+    spec = config["augment"]
+    dense = augment_dense.build(spec) if is_dense(config) else None
+    images_only = augment.build(spec) if dense is None else None
+
+    def made(keys: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if dense is not None:
+            return dense(keys, images, labels)
+        assert images_only is not None
+        return images_only(keys, images), labels
+
+    return made if len(spec) else None
 
 
 def _with_source(full: dict[str, Any]) -> dict[str, Any]:
@@ -149,10 +182,10 @@ def _with_source(full: dict[str, Any]) -> dict[str, Any]:
                 "taken as they are"
             )
     for field in ("classes", "exclude_classes"):
-        if full[field] is not None and full["source"] == "decathlon":
-            raise ValueError(f"data.{field} leaves samples of a class out; those of 'decathlon' have all classes")
-    if full["augment"] and full["source"] == "decathlon":
-        raise ValueError("data.augment moves images, and would leave the labels of its pixels where they were")
+        if full[field] is not None and is_dense(full):
+            raise ValueError(
+                f"data.{field} leaves samples of a class out; where labels are one a pixel there is no such"
+            )
     return full
 
 
@@ -193,6 +226,21 @@ def _spacing(spacing: Any) -> tuple[float, ...] | None:
     if len(sizes) != 3 or not all(_is_number(size) and 0 < size < math.inf for size in sizes):
         raise ValueError(f"data.spacing must be a number of millimetres above 0, or three of them, got {spacing!r}")
     return tuple(map(float, sizes))
+
+
+def _mask_values(key: str | None, values: Any) -> tuple[int, ...] | None:
+    """The grey levels of the labels 0, 1, ..., the background first."""
+    if (key is None) != (values is None):
+        raise ValueError(
+            "data.mask_key and data.mask_values go together: the feature that holds masks, and the values in them, the "
+            f"background's first, e.g. (2, 1, 3); got {key!r} and {values!r}"
+        )
+    if values is None:
+        return None
+    levels: list[Any] = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+    if len(set(levels)) < max(2, len(levels)) or not all(_is_whole(value) and 0 <= value < 256 for value in levels):
+        raise ValueError(f"data.mask_values must be two or more different whole numbers below 256, got {values!r}")
+    return tuple(map(int, levels))
 
 
 def _check_resize(resize: Any, size: tuple[int, ...] | None) -> None:

@@ -68,7 +68,7 @@ def _records(tree: folder_tree.Tree, split: str, image_shape: tuple[int, int, in
             image_shape,
             fetch=lambda chunk: [entries[sample] for sample in chunk],
             image_of=image_of,
-            label_of=lambda entry: entry.label,
+            label_of=lambda _, entry: entry.label,
             threaded=True,  # files must be opened, too
             skip=config["on_bad_record"] == "skip",
         )

@@ -43,6 +43,8 @@ def load(config: Mapping[str, Any]) -> Splits:
         train_split, validation_split, test_split: TFDS split expressions, e.g. "train[:80%]"; ids count in the
           expression. Default "train", "validation", "test", the latter two where the set has them.
         image_key, label_key: features to use, where the set's info leaves a choice.
+        mask_key, mask_values: tfds only: the image feature whose pixels are labels (oxford_iiit_pet's
+          "segmentation_mask"), and the values in it that become the labels 0 (background), 1, ..., e.g. (2, 1, 3).
         image_size: a whole number or (height, width), for encoded images (tfds, image_folder, digits): each is resized,
           its shorter side to the size, and the centre cut out, when it is read. Not set: all have one size.
           decathlon: each is padded with zeros or cut, equally on both sides; whole volumes take 3 numbers.
@@ -68,7 +70,8 @@ def load(config: Mapping[str, Any]) -> Splits:
           of the source's own split, else 0.1.
         test_size: count or fraction, carved from train in the same way; only for sources without a test split.
         seed: decides what is carved (and moons' points).
-        augment: names for `augment.build`; checked here, applied on the device by whoever trains. But
+        augment: names for `augment.build`, or where labels are one a pixel for `augment_dense.build`, which moves these
+          along; checked here, applied on the device by whoever trains. But
           "random_resized_crop", first: a random rectangle of each training image, resized to image_size, where it is
           decoded; it streams.
         streaming: True: training images stay on the disk, and are read and decoded batch by batch (tfds, image_folder);
@@ -84,7 +87,7 @@ def load(config: Mapping[str, Any]) -> Splits:
       ValueError: one line that says what is wrong, where, and what would be right.
     """
     full = fields.complete(config)
-    augment.build(full["augment"])
+    fields.augmentation(full)
     source, selection = classes.select(_OPEN[full["source"]](full), full)
     choice = splits.choose(source, full)
     streams = _streams(source, choice, full)
@@ -144,6 +147,7 @@ def _dataset(source: Source, selection: classes.Selection, part: splits.Part, sa
         kept_classes=selection.kept,
         groups=None if groups is None else groups[samples.ids],
         group_names=part.records.group_names,
+        spacing=part.records.spacing,
     )
 
 

@@ -55,6 +55,7 @@ class Records:
       groups: int64 (count,) the group (a patient) of each record, which is never split between training, validation and
         test; None: every record stands for itself.
       group_names: one name a group.
+      spacing: as in `Dataset`.
       encoded: id -> its image as it is stored, for streaming; it can be sent to other processes (cloudpickle), and
         raises BadRecord. None: images are not stored one by one.
     """
@@ -69,6 +70,7 @@ class Records:
     label_shape: tuple[int, ...] = ()
     groups: np.ndarray | None = None
     group_names: tuple[str, ...] = ()
+    spacing: np.ndarray | None = None
     encoded: Callable[[int], Encoded] | None = None
 
     @property

@@ -30,6 +30,7 @@ class _Wanted(NamedTuple):
     size: tuple[int, int] | None
     resize: int | None
     skip: bool
+    mask_values: tuple[int, ...] | None = None  # of masks: the grey level of each label
 
 
 def default_data_dir() -> str:
@@ -42,7 +43,8 @@ def open_tfds(config: dict[str, Any]) -> Source:
 
     Uses of `config`: name ("mnist", "mnist:3.0.1", "set/config:1.0.0"), data_dir, train_split, validation_split,
     test_split (any TFDS split expression, e.g. "train[:80%]"; the ids count in that expression), image_key, label_key,
-    image_size, resize and channels (what images are made to), on_bad_record (damaged images only).
+    image_size, resize and channels (what images are made to), on_bad_record (damaged images only), mask_key and
+    mask_values (labels one a pixel; then each image is a group of its own).
 
     Raises:
       ValueError: the set is not there, half-written, damaged, not in array_record form, or is no image classification.
@@ -64,8 +66,14 @@ def open_tfds(config: dict[str, Any]) -> Source:
             f"delete it; {missing(name, data_dir)}"
         )
     image_key = _feature_key(info, tfds.features.Image, config["image_key"], 0, "image_key")
-    label_key = _feature_key(info, tfds.features.ClassLabel, config["label_key"], 1, "label_key")
-    image, label = info.features[image_key], info.features[label_key]
+    image, values = info.features[image_key], config["mask_values"]
+    if config["mask_key"] is None:
+        label_key = _feature_key(info, tfds.features.ClassLabel, config["label_key"], 1, "label_key")
+        label = info.features[label_key]
+        class_names = tuple(label.names or map(str, range(label.num_classes)))
+    else:
+        label_key = _feature_key(info, tfds.features.Image, config["mask_key"], 1, "mask_key")
+        class_names = tuple(map(str, values))
     if image.np_dtype != np.uint8:
         raise ValueError(
             f"{name}: feature {image_key!r} is {np.dtype(image.np_dtype)}; only 8-bit images are supported"
@@ -74,7 +82,7 @@ def open_tfds(config: dict[str, Any]) -> Source:
     channels = config["channels"] or image.shape[-1]
     shape = (*(config["image_size"] or image.shape[:2]), channels)
     skip = config["on_bad_record"] == "skip"
-    wanted = _Wanted(image_key, label_key, shape, config["image_size"], config["resize"], skip)
+    wanted = _Wanted(image_key, label_key, shape, config["image_size"], config["resize"], skip, values)
 
     def records(split: str) -> Records:
         try:
@@ -101,7 +109,7 @@ def open_tfds(config: dict[str, Any]) -> Source:
     return Source(
         name=info.full_name.removesuffix(f"/{info.version}"),
         version=as_resized(str(info.version), config),
-        class_names=tuple(label.names or map(str, range(label.num_classes))),
+        class_names=class_names,
         train=records(train),
         validation=records(validation) if validation else None,
         test=records(test) if test else None,
@@ -144,8 +152,10 @@ def _records(name: str, split: str, raw: Any, wanted: _Wanted, stretches: Sequen
             raise ValueError(f"{where}: damaged record ({_first_line(error)}); prepare the set anew") from error
         return [parse(record).features.feature for record in found]
 
-    def label_of(features: Any) -> int:
-        return features[wanted.label_key].int64_list.value[0]
+    def label_of(sample: int, features: Any) -> int | np.ndarray:
+        if wanted.mask_values is None:
+            return features[wanted.label_key].int64_list.value[0]
+        return _labels_of_mask(features[wanted.label_key].bytes_list.value[0], wanted, f"{where}: mask of id {sample}")
 
     def image_of(sample: int, features: Any) -> np.ndarray:
         try:
@@ -182,22 +192,53 @@ def _records(name: str, split: str, raw: Any, wanted: _Wanted, stretches: Sequen
         image_shape = first_image().shape
     threaded = wanted.size is not None or image_shape[0] * image_shape[1] >= decode.THREADED_PIXELS
 
+    is_mask = wanted.mask_values is not None
+    label_shape = image_shape[:2] if is_mask else ()
+
     def read(ids: np.ndarray) -> Samples:
-        return decode.read_images(
-            where, ids, image_shape, fetch, image_of, label_of, threaded=threaded, skip=wanted.skip
+        how: dict[str, Any] = dict(threaded=threaded, skip=wanted.skip, label_shape=label_shape)
+        return decode.read_images(where, ids, image_shape, fetch, image_of, label_of, **how)
+
+    if is_mask:
+        return Records(
+            split,
+            len(raw),
+            image_shape,
+            np.dtype(np.uint8),
+            read,
+            lambda ids: read(ids).labels,
+            label_shape=label_shape,
+            groups=np.arange(len(raw), dtype=np.int64),
+            group_names=tuple(map(str, range(len(raw)))),
         )
 
     def labels_of(ids: np.ndarray) -> np.ndarray:
         labels = np.empty(len(ids), np.int64)
 
         def fill(at: int, features: Any) -> None:
-            labels[at] = label_of(features)
+            labels[at] = label_of(int(ids[at]), features)
 
         decode.for_each(ids, fetch, fill, threaded=False)
         return labels
 
     read_labels = label_cache.cached(labels_of, len(raw), stretches, wanted.label_key)
     return Records(split, len(raw), image_shape, np.dtype(np.uint8), read, read_labels, encoded=encoded)
+
+
+def _labels_of_mask(content: bytes, wanted: _Wanted, called: str) -> np.ndarray:
+    """int32 (H, W): the number of each pixel's grey level in `mask_values`, resized as the image is."""
+    try:
+        mask = decode.decode_image(io.BytesIO(content), 1, wanted.size, wanted.resize, nearest=True)[..., 0]
+    except Exception as error:  # Pillow raises a dozen kinds for damaged images
+        raise decode.undecodable(called, error) from error
+    values = wanted.mask_values or ()
+    labels = np.full(256, -1, np.int32)
+    labels[list(values)] = np.arange(len(values))
+    found = labels[mask]
+    if (found < 0).any():
+        strange = int(mask[found < 0][0])
+        raise BadRecord(f"{called} holds the value {strange}; data.mask_values are {', '.join(map(str, values))}")
+    return found
 
 
 def _first_line(error: BaseException) -> str:

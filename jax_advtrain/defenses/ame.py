@@ -82,16 +82,16 @@ class Ame(Method):
         self, model: Model, batch_stats: Any, batch: Batch, crafted: Placed | None, rows: Rows, method_state: Any
     ) -> DefenseLoss:
         boundary = None if crafted is None else crafted.boundary
-        found = self._ima.loss(model, batch_stats, batch, boundary, rows, method_state)
-        margin, right = rows["margin"], found.metrics["clean_accuracy"] > 0
+        found, takes_part = self._ima.loss_and_part(model, batch_stats, batch, boundary, rows)
+        margin = rows["margin"]
         if crafted is None:
-            hits, distance, steepness = jnp.zeros_like(right, jnp.int32), margin, jnp.zeros_like(margin)
+            hits, distance, steepness = jnp.zeros_like(takes_part, jnp.int32), margin, jnp.zeros_like(margin)
         else:
             hits, distance = crafted.boundary.hits, crafted.boundary.distance
-            enters = right & (hits > 0) if self.only_hit else right
+            enters = takes_part & (hits > 0) if self.only_hit else takes_part
             steepness = jnp.where(enters, crafted.steepness, 0)
         expansion = margins.discounted_expansion(margin, self.delta, steepness)
-        moved = margins.update(margin, right, hits, distance, delta=expansion, ceiling=jnp.inf)
+        moved = margins.update(margin, takes_part, hits, distance, delta=expansion, ceiling=jnp.inf)
         metrics = {**found.metrics, **margins.visit_metrics(margin, moved, jnp.inf)}
         return found._replace(rows={"margin": moved}, metrics=metrics)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jax_advtrain import attacks
 from jax_advtrain.attacks import norms
-from jax_advtrain.attacks.losses import Loss
+from jax_advtrain.attacks.losses import Loss, LossFunction
 from jax_advtrain.attacks.protocol import check_count, check_number
 from jax_advtrain.defenses.protocol import Batch, Model, Rows, attack_logits_fn
 from jax_advtrain.tasks import CLASSIFICATION, Task
@@ -55,7 +55,7 @@ class AtRadius(Method):
         check_count("warmup_epochs", self.warmup_epochs, least=0)
         self._attack(CLASSIFICATION, "ce")
 
-    def _attack(self, task: Task, loss: str | Loss) -> attacks.PGD:
+    def _attack(self, task: Task, loss: str | Loss | LossFunction) -> attacks.PGD:
         return pgd(task, norm=self.norm, epsilon=self.epsilon, num_steps=self.num_steps, alpha=self.alpha, loss=loss)
 
     def _radius(self, batch: Batch) -> jax.Array:
@@ -66,7 +66,7 @@ class AtRadius(Method):
         return epsilon * jnp.minimum(1, (batch.epoch + 1).astype(epsilon.dtype) / self.warmup_epochs)
 
     def _ascended(
-        self, model: Model, batch: Batch, loss: str | Loss, start: jax.Array | None = None
+        self, model: Model, batch: Batch, loss: str | Loss | LossFunction, start: jax.Array | None = None
     ) -> Float[Array, "batch *image"]:
         """The last iterate; a given `start` is taken as it is, unclamped, as the authors of such methods do."""
         attack, logits_fn = self._attack(model.task, loss), attack_logits_fn(model, self.attack_bn)
@@ -86,8 +86,11 @@ def pgd(task: Task, **settings) -> attacks.PGD:
     return attacks.pgd(**settings, is_right=task.is_right, score=task.score)
 
 
-def own_loss(task: Task, loss: str) -> str:
-    """The loss that plays the same part for the task's outputs: "ce", "lm" and "slm" have one-logit twins."""
+def own_loss(task: Task, loss: str) -> str | LossFunction:
+    """The loss that plays the same part for the task's outputs: "ce", "lm" and "slm" have one-logit twins; where
+    labels are dense it is what training descends."""
+    if task.is_dense:
+        return task.loss
     return {"ce": "bce", "lm": "lmb", "slm": "lmb"}.get(loss, loss) if task.name == "binary" else loss
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from jax_advtrain import attacks, margins
 from jax_advtrain.attacks import norms
@@ -138,6 +139,12 @@ class IMA(Method):
         rows: Rows,
         method_state: Any,
     ) -> DefenseLoss:
+        return self.loss_and_part(model, batch_stats, batch, crafted, rows)[0]
+
+    def loss_and_part(
+        self, model: Model, batch_stats: Any, batch: Batch, crafted: attacks.BoundaryResult | None, rows: Rows
+    ) -> tuple[DefenseLoss, Bool[Array, "batch"]]:
+        """The loss, and which samples take part (`Task.takes_part`), for methods with another update of margins."""
         margin = rows["margin"]
         outputs, batch_stats = model.forward(batch_stats, batch.images, batch.valid)
         clean = model.task.loss(outputs, batch.labels)
@@ -162,7 +169,7 @@ class IMA(Method):
             "margin": margin,
             **margins.visit_metrics(margin, moved, self.eps_max),
         }
-        return DefenseLoss(losses, {"margin": moved}, batch_stats, metrics)
+        return DefenseLoss(losses, {"margin": moved}, batch_stats, metrics), takes_part
 
     @property
     def margin_settings(self) -> tuple[float, float]:

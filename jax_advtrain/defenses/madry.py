@@ -19,7 +19,7 @@ class Madry(Perturbed):
     """Training loss at the PGD point of one radius for all samples, from a random start.
 
     Attributes:
-      attack_loss: name of the loss that is ascended.
+      attack_loss: name of the loss that is ascended; "task": what training descends, as segmentation needs.
       others: as in `AtRadius` and `Perturbed`.
     """
 
@@ -27,10 +27,11 @@ class Madry(Perturbed):
 
     def __post_init__(self):
         super().__post_init__()
-        as_loss(self.attack_loss)
+        if self.attack_loss != "task":
+            as_loss(self.attack_loss)
 
     def craft(self, model: Model, batch: Batch, rows: Rows, method_state: Any) -> jax.Array:
-        return self._ascended(model, batch, self.attack_loss)
+        return self._ascended(model, batch, model.task.loss if self.attack_loss == "task" else self.attack_loss)
 
     def loss(
         self, model: Model, batch_stats: Any, batch: Batch, crafted: jax.Array, rows: Rows, method_state: Any

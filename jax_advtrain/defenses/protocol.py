@@ -84,6 +84,8 @@ class HeldOut(NamedTuple):
       epoch: how many epochs are done, from 1.
       clean_count, clean_right: (classes,) samples of each class, and those that are right.
       robust_count, robust_right: the same of the part that was attacked.
+      clean_dice, robust_dice: None; of segmentation, where the counts are those of all samples and have one entry,
+        (foreground,) means over cases of the Dice of each foreground class.
     """
 
     epoch: int
@@ -91,6 +93,8 @@ class HeldOut(NamedTuple):
     clean_right: np.ndarray
     robust_count: np.ndarray
     robust_right: np.ndarray
+    clean_dice: np.ndarray | None = None
+    robust_dice: np.ndarray | None = None
 
     @property
     def clean_accuracy(self) -> np.ndarray:

@@ -37,6 +37,9 @@ DEFENSES: dict[str, type] = {
     "ame": Ame,
     "ima": IMA,
 }
+# Methods that know dense labels: their loss and attack are the task's, of whole images. The others weigh, or stop at,
+# the class that an image is taken for.
+OF_SEGMENTATION = ("standard", "pgd_at", "trades", "fast_at", "n_fgsm", "ame", "ima")
 # Of the most vulnerable class; each is put around a method.
 REMEDIES: dict[str, type[Classwise]] = {"reweight": Reweight, "cfa": CFA, "frl": FRL}
 _OWN_RADII = (CFA, FRL)

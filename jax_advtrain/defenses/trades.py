@@ -3,7 +3,8 @@
     min_w  mean [ CE(f(x), y) + beta KL(f(x) || f(x')) ],   x' = argmax KL(f(x) || f(x')) in the ball of radius epsilon
 
 x' by projected ascent from x plus Gaussian noise (at x itself the divergence has no gradient); the clean prediction is
-a constant there, and not in the loss. beta is the paper's 1 / lambda.
+a constant there, and not in the loss. beta is the paper's 1 / lambda. Of segmentation CE is the task's loss, and KL the
+mean over pixels.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from jax_advtrain import attacks
 from jax_advtrain.attacks.protocol import check_number
 from jax_advtrain.defenses.awp import Perturbed
 from jax_advtrain.defenses.protocol import Batch, DefenseLoss, Model, Rows, attack_logits_fn
+from jax_advtrain.tasks import answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Trades(Perturbed):
         self, model: Model, batch_stats: Any, batch: Batch, crafted: jax.Array, rows: Rows, method_state: Any
     ) -> DefenseLoss:
         clean, attacked, batch_stats, metrics = clean_and_attacked(model, batch_stats, batch, crafted)
-        divergence = attacks.kl_divergence(attacked, clean)
+        divergence = attacks.kl_divergence(answer(attacked), answer(clean))
         losses = model.task.loss(clean, batch.labels) + self.beta * divergence
         return DefenseLoss(losses, rows, batch_stats, {**metrics, "divergence": divergence})
 

@@ -28,6 +28,7 @@ from jax_advtrain.attacks.stepwise import Stepwise
 from jax_advtrain.data import Dataset, to_unit
 from jax_advtrain.devices import AXIS, gathered, spread
 from jax_advtrain.evaluation.ledger import Work, facts, sample_keys
+from jax_advtrain.tasks import CLASSIFICATION, Task
 
 # The part of a device's slots that are changed at once. Also how long finished samples may idle: slots times steps.
 CHUNK_SHARE = 1 / 4
@@ -55,6 +56,7 @@ def run(
     keep_images: bool,
     harvest: Harvest,
     times: "Times",
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Attacks the samples at the positions in `queue`, each until it is finished.
 
@@ -64,6 +66,7 @@ def run(
       batch_size: a multiple of the devices.
       harvest: called with positions, their facts and the work since the last call, as samples finish.
       times: what earlier calls learnt about their programs, at first empty; this one adds to it.
+      task: says when a sample is right.
     """
     if not len(queue):
         return
@@ -71,7 +74,7 @@ def run(
     if program not in times:
         times[program] = _Times(_costs(attack, logits_fn, data))
     slots = _Slots(
-        mesh, attack, logits_fn, data, norm, epsilon, seed, tuple(path), keep_images, harvest, times[program]
+        mesh, task, attack, logits_fn, data, norm, epsilon, seed, tuple(path), keep_images, harvest, times[program]
     )
     slots.work_off(np.asarray(queue), batch_size // mesh.size)
 
@@ -99,8 +102,8 @@ class _Slots:
     `positions` and `finished` have shape (devices, slots of one); position -1 = nobody.
     """
 
-    def __init__(self, mesh, attack, logits_fn, data, norm, epsilon, seed, path, keep_images, harvest, times):
-        self.mesh, self.attack, self.logits_fn, self.data = mesh, attack, logits_fn, data
+    def __init__(self, mesh, task, attack, logits_fn, data, norm, epsilon, seed, path, keep_images, harvest, times):
+        self.mesh, self.task, self.attack, self.logits_fn, self.data = mesh, task, attack, logits_fn, data
         self.norm, self.seed, self.path, self.keep_images, self.harvest = norm, seed, path, keep_images, harvest
         self.epsilon = jnp.asarray(epsilon, jnp.zeros(()).dtype)
         self.times, (self.init_cost, self.step_cost) = times, times.costs
@@ -238,7 +241,7 @@ class _Slots:
     def _leave(self) -> None:
         slots, meant = self._chosen((self.positions >= 0) & self.finished)
         leaving = _rows(self.mesh, self.state, self._spread(slots))
-        found = _told(self.mesh, self.norm, self.keep_images, self.attack, self.logits_fn, leaving)
+        found = _told(self.mesh, self.task, self.norm, self.keep_images, self.attack, self.logits_fn, leaving)
         devices = np.broadcast_to(np.arange(self.mesh.size)[:, None], slots.shape)
         here = devices[meant], slots[meant]
         told = {name: gathered(values)[meant.ravel()] for name, values in found.items()}
@@ -289,7 +292,7 @@ def _costs(attack: Stepwise, logits_fn: LogitsFn, data: Dataset) -> tuple[float,
         return attack.init(jax.random.key(0), counted, images, labels)
 
     image = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.zeros(()).dtype)
-    state = jax.eval_shape(begin, image, jax.ShapeDtypeStruct((1,), jnp.int32))
+    state = jax.eval_shape(begin, image, jax.ShapeDtypeStruct((1, *data.labels.shape[1:]), jnp.int32))
     where = "step"
     jax.eval_shape(lambda state: attack.step(counted, state), state)
     share = calls["init"] / max(calls["step"], 1)
@@ -351,14 +354,14 @@ def _fresh(mesh, attack, logits_fn, images, labels, ids, epsilon, seed, path):
     )
 
 
-@partial(jax.jit, static_argnames=("mesh", "norm", "keep_images"))
-def _told(mesh, norm, keep_images, attack, logits_fn, state):
+@partial(jax.jit, static_argnames=("mesh", "task", "norm", "keep_images"))
+def _told(mesh, task, norm, keep_images, attack, logits_fn, state):
     """The facts of samples that leave."""
 
     def local(attack, logits_fn, state):
         found = attack.result(logits_fn, state)
         images, labels, _, _, keys = state.problem
-        return facts(norm, keep_images, logits_fn, images, labels, keys, found.images, found)
+        return facts(task, norm, keep_images, logits_fn, images, labels, keys, found.images, found)
 
     return jax.shard_map(local, mesh=mesh, in_specs=(_EVERYWHERE, _EVERYWHERE, _ROWS), out_specs=_ROWS)(
         attack, logits_fn, state

@@ -1,6 +1,5 @@
 """One attack on every sample of a data set: static batch shapes, no sample dropped, one entry a sample."""
 
-import dataclasses
 import math
 import os
 import zlib
@@ -24,17 +23,18 @@ from jax_advtrain.evaluation.active_set import Times
 from jax_advtrain.evaluation.active_set import run as active_set_run
 from jax_advtrain.evaluation.ledger import Ledger, Work, facts, sample_keys
 from jax_advtrain.evaluation.state_file import NUM_PROBED, StateFile, identity_of
+from jax_advtrain.tasks import CLASSIFICATION, Task
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 
 
 class Attacked(NamedTuple):
-    """What became of each sample; every array has shape (N,), but for `images`.
+    """What became of each sample; every array has shape (N,), but for `images`, and for `prediction` where it is dense.
 
     Attributes:
       is_right, score, zero_gradients, nonfinite_gradients: as in `attacks.AttackResult`.
-      prediction: class on the attacked image.
-      confidence: softmax probability of that class.
+      prediction: class on the attacked image, or (N, *space) that of every pixel.
+      confidence: softmax probability of that class (of pixels the mean).
       distance: norm of the perturbation.
       winner: of a composed attack, the member or restart that this comes from; -1 = the clean image.
       work: of the active set, the passes in all, run and needed; else None.
@@ -53,15 +53,15 @@ class Attacked(NamedTuple):
     images: np.ndarray | None
 
 
-@partial(jax.jit, static_argnames=("mesh", "norm", "keep_images"))
-def _attack_batch(mesh, norm, keep_images, attack, logits_fn, images, labels, ids, epsilon, seed, path):
+@partial(jax.jit, static_argnames=("mesh", "task", "norm", "keep_images"))
+def _attack_batch(mesh, task, norm, keep_images, attack, logits_fn, images, labels, ids, epsilon, seed, path):
     def local(attack, logits_fn, images, labels, ids, epsilon, seed, path):
         images = to_unit(images, jnp.zeros(()).dtype)
         keys = sample_keys(seed, ids, path)
         if attack is None:
-            return facts(norm, keep_images, logits_fn, images, labels, keys, images, None)
+            return facts(task, norm, keep_images, logits_fn, images, labels, keys, images, None)
         found = attack.run(keys, logits_fn, images, labels, epsilon=epsilon)
-        return facts(norm, keep_images, logits_fn, images, labels, keys, found.images, found)
+        return facts(task, norm, keep_images, logits_fn, images, labels, keys, found.images, found)
 
     rows, everywhere = P(AXIS), P()
     return jax.shard_map(
@@ -78,10 +78,16 @@ def name_seed(seed: int, name: str) -> int:
 
 
 def first(data: Dataset, count: int | None) -> Dataset:
-    """The first so many samples of a set; all where None, or more than there are."""
+    """The first so many samples of a set, or those of its first so many groups; all where None, or more than there
+    are."""
     if count is None or count >= len(data):
         return data
-    return dataclasses.replace(data, images=data.images[:count], labels=data.labels[:count], ids=data.ids[:count])
+    return data.take(slice(count) if data.groups is None else first_groups(data.groups, count))
+
+
+def first_groups(groups: np.ndarray, count: int) -> np.ndarray:
+    """Positions of all samples of the first so many groups, in the order in which these come."""
+    return np.flatnonzero(np.isin(groups, list(dict.fromkeys(groups.tolist()))[:count]))
 
 
 def as_pytree(logits_fn: LogitsFn) -> LogitsFn:
@@ -105,16 +111,33 @@ def _probe(logits_fn: LogitsFn, images: jax.Array) -> jax.Array:
     return answers(logits_fn, images, sample_keys(0, jnp.arange(len(images)), ()), 0)
 
 
-def num_outputs(logits_fn: LogitsFn, data: Dataset) -> int:
-    """How many logits the model gives for such samples, nothing computed; 1 where it gives shape (B,).
+def num_outputs(logits_fn: LogitsFn, data: Dataset, task: Task = CLASSIFICATION) -> int:
+    """How many logits the model gives for such samples (or for each of their pixels, where labels are dense), nothing
+    computed; 1 where it gives shape (B,).
 
     Raises:
-      ValueError: there are no samples; logits of another shape than (B, classes) or (B,); fewer than the classes.
+      ValueError: there are no samples; labels one a pixel and a task of images, or the other way round; logits of
+        another shape than (B, classes) or (B,), or of dense labels (B, *space, classes); fewer than the classes.
     """
     if not len(data):
         raise ValueError(f"data set {data.name!r}, split {data.split!r} has no samples to attack")
+    if task.is_dense != data.is_dense:
+        kind = "one a pixel: give task=segmentation.segmentation(threshold)" if data.is_dense else "one an image"
+        raise ValueError(f"labels of {data.name!r} are {kind}; the task is {task.name}")
     images = jax.ShapeDtypeStruct((2, *data.image_shape), jnp.zeros(()).dtype)
     shape = getattr(jax.eval_shape(_probe, as_pytree(logits_fn), images), "shape", None)
+    if data.is_dense:
+        space = data.labels.shape[1:]
+        if shape is None or shape[:-1] != (2, *space):
+            raise ValueError(
+                f"the model gives {shape} for 2 samples; give one score a class for each pixel: (2, "
+                f"{', '.join(map(str, space))}, classes)"
+            )
+        if shape[-1] < max(2, data.num_classes):
+            raise ValueError(
+                f"the model gives {shape[-1]} scores a pixel; {data.name!r} has {data.num_classes} classes"
+            )
+        return shape[-1]
     if shape == (2,):
         if data.num_classes != 2:
             raise ValueError(f"the model gives one logit a sample; {data.name!r} has {data.num_classes} classes, not 2")
@@ -170,6 +193,7 @@ def attack_dataset(
     clean: Attacked | None = None,
     state_file: str | os.PathLike | None = None,
     times: Times | None = None,
+    task: Task = CLASSIFICATION,
 ) -> Attacked:
     """Attacks every sample; a sample's randomness follows (seed, sample id), so batch size and devices don't matter.
 
@@ -199,6 +223,8 @@ def attack_dataset(
         on from it, and the answer is the same as without the interruption. On several hosts all must see the file.
       times: a dict, at first empty, that several calls may share: the active set notes there how long its programs
         compile and step, by which it decides when fewer slots pay. It changes no answer.
+      task: says what is right, how wrong it is, and what is kept of the outputs; the default also serves one logit.
+        The attack must have been made for the same task.
 
     Raises:
       ValueError: no samples, a negative or NaN epsilon, logits that do not fit the classes, a state file of another
@@ -210,7 +236,7 @@ def attack_dataset(
       >>> found.is_right.mean(), found.distance.max()
     """
     check_number("epsilon", epsilon)
-    num_classes = max(2, num_outputs(logits_fn, data))
+    num_classes = max(2, num_outputs(logits_fn, data, task))
     mesh, logits_fn = mesh or make_mesh(), as_pytree(logits_fn)
     batch_size = math.ceil(min(batch_size, len(data)) / mesh.size) * mesh.size
     if active_set is None:
@@ -241,7 +267,7 @@ def attack_dataset(
         where = (logits_fn, data, queue)
         how: dict[str, Any] = {
             **dict(norm=norm, epsilon=epsilon, seed=seed, path=stage.path, batch_size=batch_size),
-            **dict(keep_images=keep_images, harvest=note),
+            **dict(keep_images=keep_images, harvest=note, task=task),
         }
         if stage.attack is None and len(stages) > 1 and _covers(clean, data, keep_images):
             assert clean is not None
@@ -258,7 +284,7 @@ def attack_dataset(
 
 
 def _whole_batches(
-    mesh, attack, logits_fn, data, queue, *, norm, epsilon, seed, path, batch_size, keep_images, harvest
+    mesh, attack, logits_fn, data, queue, *, norm, epsilon, seed, path, batch_size, keep_images, harvest, task
 ) -> None:
     """One attack on the samples at the positions in `queue`; arguments as in `active_set.run`."""
     passes = 1 if attack is None else attack.passes
@@ -267,6 +293,7 @@ def _whole_batches(
         positions = np.resize(here, batch_size)
         found = _attack_batch(
             mesh,
+            task,
             norm,
             keep_images,
             attack,

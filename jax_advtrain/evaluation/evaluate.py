@@ -1,21 +1,25 @@
 """A model under a suite of attacks at a list of radii: records, worst cases, per-sample arrays."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
+from jax_advtrain import tasks
 from jax_advtrain.attacks.norms import check_norm
 from jax_advtrain.attacks.protocol import check_number
 from jax_advtrain.data import Dataset
 from jax_advtrain.devices import make_mesh
+from jax_advtrain.evaluation import segmented
 from jax_advtrain.evaluation.active_set import Times
 from jax_advtrain.evaluation.attack_dataset import Attacked, LogitsFn, as_pytree, attack_dataset, name_seed, num_outputs
-from jax_advtrain.evaluation.records import CLEAN, Outcome, Record, WorstCase, make_record, worst_of
+from jax_advtrain.evaluation.records import CLEAN, Outcome, Record, WorstCase, make_record, worst_of, worst_segmentation
 from jax_advtrain.evaluation.results import per_sample_arrays
 from jax_advtrain.evaluation.suite import Member, check_norms, parse_all
 
@@ -27,11 +31,13 @@ class Evaluation(NamedTuple):
       records: clean, every attack at every radius, and the per-sample worst case of each (norm, radius).
       per_sample: arrays for per_sample.npz.
       bad_gradients: {label: (samples with a zero gradient, samples with NaN or infinity)} where there were any.
+      per_case: arrays for per_case.npz, of segmentation; else {}.
     """
 
     records: list[Record]
     per_sample: dict[str, np.ndarray]
     bad_gradients: dict[str, tuple[int, int]]
+    per_case: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def evaluate(
@@ -47,6 +53,7 @@ def evaluate(
     active_set: bool | None = None,
     state_folder: str | os.PathLike | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
+    task: tasks.Task | None = None,
 ) -> Evaluation:
     """Runs every member at every radius of every norm that it knows, on every sample.
 
@@ -64,17 +71,22 @@ def evaluate(
       active_set: as in `attack_dataset`; a record's passes are then those that were run.
       state_folder: where each attack keeps its state, so that an interrupted evaluation goes on; made if needed.
       progress: called with what is running and the share of all samples and attacks done.
+      task: None = classification; `segmentation.segmentation(threshold)` where labels are one a pixel: records then
+        tell Dice and Hausdorff distance over cases too, and the worst case of a slice is the image with the lowest
+        Dice.
 
     Raises:
-      ValueError: no samples, logits that do not fit the classes, an unknown attack, one that knows none of the norms, a
-        negative or NaN radius, state files of another evaluation.
+      ValueError: dense labels and no task of such; no samples, logits that do not fit the classes, an unknown attack,
+        one that knows none of the norms, a negative or NaN radius, state files of another evaluation.
 
     Example:
       >>> found = evaluate(jax.tree_util.Partial(apply, params), data, ["fgsm", "pgd:loss=lm"], {"linf": [0.1, 0.2]})
       >>> results.write_results("eval", model={}, data=data.fingerprint(), records=found.records)
     """
     logits_fn, mesh = as_pytree(logits_fn), mesh or make_mesh()
-    members = _read(members, binary=num_outputs(logits_fn, data) == 1)
+    outputs = num_outputs(logits_fn, data, task or tasks.CLASSIFICATION)
+    task = task or tasks.for_outputs(outputs)
+    members = _read(members, task)
     for norm in epsilons:
         check_norm(norm)
         check_number(f"a radius of {norm}", list(epsilons[norm]))
@@ -89,6 +101,8 @@ def evaluate(
         if norm in member.norms
     ]
     total = (len(todo) + 1) * len(data)
+    labels = None if data.is_dense else data.labels
+    scored: dict[tuple[str, str | None, float], segmented.CaseScores] = {}
     found_clean: Attacked | None = None
     times: Times = {}
 
@@ -108,6 +122,7 @@ def evaluate(
             active_set=active_set,
             clean=found_clean,
             times=times,
+            task=task,
             state_file=None if state_folder is None else Path(state_folder) / f"{number}-{what.replace(' ', '-')}.npz",
         )
         zero, nonfinite = int((found.zero_gradients > 0).sum()), int((found.nonfinite_gradients > 0).sum())
@@ -116,7 +131,7 @@ def evaluate(
         record = make_record(
             label,
             found.is_right,
-            data.labels,
+            labels,
             data.num_classes,
             norm=norm,
             epsilon=epsilon,
@@ -125,19 +140,32 @@ def evaluate(
             passes=_pairs(attack, found),
             seconds=time.perf_counter() - started,
         )
-        return _outcome(record, found), found
+        return _outcome(with_cases(record, found.prediction), found), found
+
+    def with_cases(record: Record, prediction: np.ndarray) -> Record:
+        if not data.is_dense:
+            return record
+        scores = segmented.score_cases(prediction, data)
+        scored[(record.attack, record.norm, record.epsilon)] = scores
+        return dataclasses.replace(record, segmentation=segmented.summary(scores, data, seed=seed))
 
     clean, found_clean = run(0, CLEAN, None, 0.0, None, {})
     for number, (norm, epsilon, member) in enumerate(todo, 1):
         outcomes.append(run(number, member.label, norm, epsilon, member.build(norm), member.settings)[0])
+    if data.is_dense:
+        cases = worst_segmentation(clean, outcomes)
+        cases = [case._replace(record=with_cases(case.record, case.prediction)) for case in cases]
+        records = [clean.record, *(one.record for one in outcomes), *(case.record for case in cases)]
+        arrays = segmented.per_sample_arrays(data, clean, outcomes, cases)
+        return Evaluation(records, arrays, bad, segmented.per_case_arrays(data, scored))
     cases: list[WorstCase] = worst_of(clean, outcomes, data.labels, data.num_classes)
     records = [clean.record, *(one.record for one in outcomes), *(case.record for case in cases)]
     return Evaluation(records, per_sample_arrays(data.ids, data.labels, clean, outcomes, cases), bad)
 
 
-def _read(members: Sequence[Member | str], *, binary: bool) -> list[Member]:
+def _read(members: Sequence[Member | str], task: tasks.Task) -> list[Member]:
     """Members as they are, texts read; in the order given."""
-    parsed = iter(parse_all([text for text in members if isinstance(text, str)], binary=binary, where="members"))
+    parsed = iter(parse_all([text for text in members if isinstance(text, str)], task=task, where="members"))
     return [next(parsed) if isinstance(member, str) else member for member in members]
 
 

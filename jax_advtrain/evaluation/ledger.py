@@ -7,25 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_advtrain import attacks
-from jax_advtrain.attacks import losses, norms
+from jax_advtrain.attacks import norms
 from jax_advtrain.attacks.gradients import answers
 from jax_advtrain.attacks.stepwise import fold_in
+from jax_advtrain.tasks import Task
 
 # The draw of a stochastic model that classifies what an attack found: apart from those of the steps, counted from 0.
 _VERDICT_DRAW = 2**31 - 5
 
 
-def facts(norm, keep_images, logits_fn, images, labels, keys, attacked, found) -> dict[str, jax.Array]:
+def facts(task: Task, norm, keep_images, logits_fn, images, labels, keys, attacked, found) -> dict[str, jax.Array]:
     """What is told of attacked images, one entry a sample; `found` is the attack's result, or None where clean."""
     outputs = answers(logits_fn, attacked, keys, _VERDICT_DRAW)
-    prediction = attacks.predict(outputs)
-    none = jnp.zeros_like(prediction)
+    is_right = task.is_right(outputs, labels)
+    none = jnp.zeros_like(is_right, jnp.int32)
     return {
-        "is_right": attacks.is_right(outputs, labels),
-        "score": attacks.classification_margin(outputs, labels),
-        "prediction": prediction,
-        "confidence": jnp.max(jax.nn.softmax(losses.class_logits(outputs)), axis=-1),
+        "is_right": is_right,
+        "score": task.score(outputs, labels),
+        **task.reported(outputs),
         "distance": norms.length(attacked - images, norm),
         "zero_gradients": none if found is None else found.zero_gradients,
         "nonfinite_gradients": none if found is None else found.nonfinite_gradients,

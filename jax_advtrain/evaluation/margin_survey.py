@@ -14,6 +14,7 @@ from jax_advtrain import attacks
 from jax_advtrain.data import Dataset, to_unit
 from jax_advtrain.devices import AXIS, gathered, make_mesh, spread
 from jax_advtrain.evaluation.attack_dataset import LogitsFn, as_pytree, name_seed, num_outputs
+from jax_advtrain.tasks import CLASSIFICATION, Task
 
 
 class MarginSurvey(NamedTuple):
@@ -23,7 +24,8 @@ class MarginSurvey(NamedTuple):
       margin: (N,) distance to the decision boundary in pixel units of [0, 1]; 0 where the clean image is wrong; the
         largest radius where nothing was found.
       censored: (N,) True where nothing was found up to the largest radius: the margin is at least that.
-      clean_right: (N,) whether the clean image is right.
+      clean_right: (N,) whether the clean image is right; of segmentation also whether its truth has foreground, since
+        one without has no boundary (its margin is 0).
     """
 
     margin: np.ndarray
@@ -31,8 +33,8 @@ class MarginSurvey(NamedTuple):
     clean_right: np.ndarray
 
 
-@partial(jax.jit, static_argnames=("mesh",))
-def _survey_batch(mesh, searches, logits_fn, images, labels, ids, epsilon, seed):
+@partial(jax.jit, static_argnames=("mesh", "task"))
+def _survey_batch(mesh, task, searches, logits_fn, images, labels, ids, epsilon, seed):
     def local(searches, logits_fn, images, labels, ids, epsilon, seed):
         images = to_unit(images, jnp.zeros(()).dtype)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed, impl="threefry2x32"), ids)
@@ -42,9 +44,10 @@ def _survey_batch(mesh, searches, logits_fn, images, labels, ids, epsilon, seed)
         first, final = search.result(logits_fn, state), to_final.result(logits_fn, state)
         # The final iterate lies better than the first wrong one, which random starts carry sideways; but it may be
         # right again.
-        crossed = ~attacks.is_right(logits_fn(final.images), labels)
+        crossed = ~task.is_right(logits_fn(final.images), labels)
         distance = jnp.minimum(first.distance, jnp.where(crossed, final.distance, jnp.inf))
-        return attacks.is_right(logits_fn(images), labels), first.hits, distance
+        outputs = logits_fn(images)
+        return task.is_right(outputs, labels) & task.takes_part(outputs, labels), first.hits, distance
 
     rows, everywhere = P(AXIS), P()
     return jax.shard_map(
@@ -74,6 +77,7 @@ def survey_margins(
     seed: int = 0,
     batch_size: int = 256,
     progress: Callable[[str, float], None] = lambda what, share: None,
+    task: Task = CLASSIFICATION,
 ) -> MarginSurvey:
     """Boundary search at each radius in turn, on the samples that no smaller radius has settled.
 
@@ -87,10 +91,12 @@ def survey_margins(
       radii: rising, in pixel units of [0, 1]; all share one compilation.
       mesh: devices along one axis; None = all there are.
       norm: "linf", "l2" or "l1".
-      num_steps, loss: of the PGD (alpha 4, random start in the ball); loss None = slm, or lmb for one logit.
+      num_steps, loss: of the PGD (alpha 4, random start in the ball); loss None = slm, lmb for one logit, or of
+        segmentation what training descends.
       refine_steps: bisections; the distance is exact to radius / 2**refine_steps.
       seed, batch_size: as in `attack_dataset`.
       progress: called with the radius at work and the share of the work done at most.
+      task: as in `attack_dataset`.
 
     Raises:
       ValueError: radii that do not rise from above 0, no samples, logits that do not fit the classes.
@@ -100,9 +106,17 @@ def survey_margins(
       >>> np.median(found.margin[found.clean_right]), found.censored.mean()
     """
     check_radii(radii)
-    outputs = num_outputs(logits_fn, data)
-    logits_fn, mesh, loss = as_pytree(logits_fn), mesh or make_mesh(), loss or ("lmb" if outputs == 1 else "slm")
-    ascent = attacks.pgd(norm=norm, epsilon=0.0, num_steps=num_steps, alpha=4.0, loss=loss)
+    outputs = num_outputs(logits_fn, data, task)
+    logits_fn, mesh = as_pytree(logits_fn), mesh or make_mesh()
+    ascent = attacks.pgd(
+        norm=norm,
+        epsilon=0.0,
+        num_steps=num_steps,
+        alpha=4.0,
+        loss=loss or (task.loss if task.is_dense else "lmb" if outputs == 1 else "slm"),
+        is_right=task.is_right,
+        score=task.score,
+    )
     searches = tuple(
         attacks.on_boundary(
             ascent,
@@ -125,6 +139,7 @@ def survey_margins(
             padded = np.resize(rows, batch_size)
             found = _survey_batch(
                 mesh,
+                task,
                 searches,
                 logits_fn,
                 spread(mesh, data.images, padded),

@@ -31,9 +31,10 @@ def masking_warnings(records: Sequence[Record]) -> list[str]:
 
 
 def is_cross_entropy_pgd(record: Record) -> bool:
-    """True for the attack most people evaluate with: PGD on cross entropy (ce, or bce for one logit)."""
+    """True for the attack most people evaluate with: PGD on cross entropy (ce, bce for one logit; of segmentation what
+    training descends)."""
     loss = record.settings.get("loss", record.attack.rsplit("-", 1)[-1])
-    return record.attack.startswith("pgd") and loss in ("ce", "bce")
+    return record.attack.startswith("pgd") and loss in ("ce", "bce", "task")
 
 
 def _weak_cross_entropy(records, split) -> list[str]:

@@ -4,7 +4,7 @@ Numpy only: a record holds plain numbers, an outcome holds one entry a sample.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ class Record:
 
     `epsilon` is in pixel units of [0,1]; `norm` is "linf", "l2", "l1" or None (clean). `passes` are
     forward+backward pairs per sample, a lone forward counting 0.5. `per_class` goes by class index and is
-    empty where labels are dense.
+    empty where labels are dense; then `segmentation` holds what `segmented.summary` says of the cases.
     """
 
     attack: str
@@ -40,6 +40,7 @@ class Record:
     settings: Mapping[str, Any] = field(default_factory=dict)
     passes: float = 0.0
     seconds: float = 0.0
+    segmentation: Mapping[str, Any] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -50,9 +51,9 @@ class Record:
 class Outcome(NamedTuple):
     """A record with what it was counted from, one entry a sample.
 
-    `right` is bool (N,); `prediction` int (N,); `distance` float (N,), the norm of the perturbation in the
-    record's norm; `logit_margin` float (N,) or None, max_{j != y} z_j - z_y at the attacked image; `confidence` float
-    (N,) or None, the softmax probability of `prediction`.
+    `right` is bool (N,); `prediction` int (N,), or (N, *space) where labels are dense; `distance` float (N,), the norm
+    of the perturbation in the record's norm; `logit_margin` float (N,) or None, max_{j != y} z_j - z_y at the attacked
+    image (dense: 1 - Dice); `confidence` float (N,) or None, the softmax probability of `prediction`.
     """
 
     record: Record
@@ -69,7 +70,8 @@ class WorstCase(NamedTuple):
     `winner` int (N,) indexes the attack names it was combined under, -1 = survived them all; `prediction` int
     (N,) is the winner's (the clean one where survived); `distance` float (N,) the winner's (0 where clean is
     wrong already, inf where survived). `confidence` float (N,) is that of the prediction (where survived: the least
-    that any of them left), or None where one of them does not tell it.
+    that any of them left), or None where one of them does not tell it. Of `worst_segmentation` all are those of the
+    winner, which is always one of the names; `score` float (N,) is its 1 - Dice.
     """
 
     record: Record
@@ -78,6 +80,7 @@ class WorstCase(NamedTuple):
     winner: np.ndarray
     distance: np.ndarray
     confidence: np.ndarray | None = None
+    score: np.ndarray | None = None
 
 
 def make_record(
@@ -153,7 +156,22 @@ def worst_of(
       ValueError: an attack on other samples (count or split) than clean.
     """
     names = attack_names(attacks)
-    cases = []
+    return [_worst_case(clean, members, names, labels, num_classes) for members in _by_radius(clean, attacks)]
+
+
+def worst_segmentation(clean: Outcome, attacks: Sequence[Outcome]) -> list[WorstCase]:
+    """The same where right and wrong have degrees: per sample the image with the lowest Dice wins, of clean and all
+    attacks of each (norm, epsilon); one that is wrong beats any that is right, ties go to the earlier.
+
+    Raises:
+      ValueError: as `worst_of`.
+    """
+    names = attack_names(attacks)
+    return [_worst_dice(clean, members, names) for members in _by_radius(clean, attacks)]
+
+
+def _by_radius(clean: Outcome, attacks: Sequence[Outcome]) -> Iterator[list[Outcome]]:
+    """The attacks of each (norm, epsilon), once it is sure that they ran on the samples of clean."""
     for norm, epsilon in radii(outcome.record for outcome in attacks):
         members = [o for o in attacks if (o.record.norm, o.record.epsilon) == (norm, epsilon)]
         for member in members:
@@ -163,8 +181,46 @@ def worst_of(
                     f"{member.record.n} samples of {member.record.split!r}, clean on {clean.record.n} of "
                     f"{clean.record.split!r}"
                 )
-        cases.append(_worst_case(clean, members, names, labels, num_classes))
-    return cases
+        yield members
+
+
+def _worst_dice(clean: Outcome, members: Sequence[Outcome], names: Sequence[str]) -> WorstCase:
+    everyone = [clean, *members]
+    every_right = np.stack([one.right for one in everyone])
+    right = np.asarray(every_right.all(axis=0))
+    score = np.stack([np.asarray(one.logit_margin, np.float64) for one in everyone])
+    # A broken model's score may be NaN; it is wrong.
+    rank = np.where(every_right, np.nan_to_num(score, nan=-1.0), 10.0 + np.nan_to_num(score, nan=10.0))
+    strongest = np.argmax(rank, axis=0)
+    rows = np.arange(len(right))
+    confidence = None
+    if all(one.confidence is not None for one in everyone):
+        confidence = np.stack([np.asarray(one.confidence) for one in everyone])[strongest, rows]
+    return WorstCase(
+        _worst_record(clean, members, right, None, 0),
+        right,
+        np.stack([one.prediction for one in everyone])[strongest, rows],
+        np.array([names.index(one.record.attack) for one in everyone], np.int16)[strongest],
+        np.stack([one.distance for one in everyone])[strongest, rows],
+        confidence,
+        score[strongest, rows],
+    )
+
+
+def _worst_record(clean: Outcome, members: Sequence[Outcome], right: np.ndarray, labels, num_classes: int) -> Record:
+    first = members[0].record
+    return make_record(
+        WORST_OF,
+        right,
+        labels,
+        num_classes,
+        norm=first.norm,
+        epsilon=first.epsilon,
+        split=first.split,
+        settings={"members": [CLEAN, *(member.record.attack for member in members)]},
+        passes=clean.record.passes + sum(member.record.passes for member in members),
+        seconds=clean.record.seconds + sum(member.record.seconds for member in members),
+    )
 
 
 def _worst_case(clean, members, names, labels, num_classes) -> WorstCase:
@@ -190,19 +246,7 @@ def _worst_case(clean, members, names, labels, num_classes) -> WorstCase:
     confidence = None
     if len(told) == len(members) + 1:
         confidence = np.where(fooled, of_strongest(told[:-1]), np.where(clean.right, np.min(told, axis=0), told[-1]))
-    first = members[0].record
-    record = make_record(
-        WORST_OF,
-        right,
-        labels,
-        num_classes,
-        norm=first.norm,
-        epsilon=first.epsilon,
-        split=first.split,
-        settings={"members": [CLEAN, *(member.record.attack for member in members)]},
-        passes=clean.record.passes + sum(member.record.passes for member in members),
-        seconds=clean.record.seconds + sum(member.record.seconds for member in members),
-    )
+    record = _worst_record(clean, members, right, labels, num_classes)
     return WorstCase(record, right, prediction.astype(np.int32), winner.astype(np.int16), distance, confidence)
 
 
@@ -232,7 +276,8 @@ def curve_area(epsilons: Sequence[float], accuracy: Sequence[float]) -> float:
 
 
 def headline(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Curve summaries of the worst-of records, one a (split, norm), starting with clean at epsilon 0."""
+    """Curve summaries of the worst-of records, one a (split, norm), starting with clean at epsilon 0; of segmentation
+    with the mean Dice over cases too (where every record has one)."""
     curves = []
     for split in dict.fromkeys(record.split for record in records):
         clean = [r for r in records if r.split == split and r.attack == CLEAN]
@@ -240,10 +285,19 @@ def headline(records: Sequence[Record]) -> list[dict[str, Any]]:
         for norm in dict.fromkeys(pair[0] for pair in radii(worst)):
             points = {0.0: clean[0].accuracy} if clean else {}
             points |= {r.epsilon: r.accuracy for r in worst if r.norm == norm}
+            dice = {r.epsilon: mean_dice(r) for r in (*clean[:1], *worst) if r.norm in (None, norm)}
             epsilons = sorted(points)
             if epsilons[0] != 0 or len(epsilons) < 2:
                 continue
             accuracy = [points[epsilon] for epsilon in epsilons]
             area = curve_area(epsilons, accuracy)
             curves.append(dict(split=split, norm=norm, epsilons=epsilons, accuracy=accuracy, area=area))
+            heights = [height for epsilon in epsilons if (height := dice[epsilon]) is not None]
+            if len(heights) == len(epsilons):
+                curves[-1] |= dict(dice=heights, dice_area=curve_area(epsilons, heights))
     return curves
+
+
+def mean_dice(record: Record) -> float | None:
+    """The mean foreground Dice over cases; None where there is none."""
+    return None if record.segmentation is None else record.segmentation["dice"]["mean"]["value"]

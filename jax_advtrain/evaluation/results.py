@@ -1,4 +1,4 @@
-"""results.json and per_sample.npz: what an evaluation leaves behind, written whole or not at all.
+"""results.json, per_sample.npz and (segmentation) per_case.npz: what an evaluation leaves behind, whole or not at all.
 
 The counting lies in `evaluation.records` and `evaluation.masking` and is offered from here too.
 """
@@ -63,6 +63,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 RESULTS_NAME = "results.json"
 PER_SAMPLE_NAME = "per_sample.npz"
+PER_CASE_NAME = "per_case.npz"
 
 
 @cache
@@ -123,6 +124,7 @@ def _record_to_dict(record: Record) -> dict[str, Any]:
         per_class=[dict(n=count.n, correct=count.correct) for count in record.per_class],
         passes=record.passes,
         seconds=record.seconds,
+        **({} if record.segmentation is None else dict(segmentation=dict(record.segmentation))),
     )
 
 
@@ -237,8 +239,10 @@ def write_results(
     records: Sequence[Record],
     per_sample: Mapping[str, np.ndarray] | None = None,
     warnings: Sequence[str] = (),
+    per_case: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
-    """Writes per_sample.npz (if given), then results.json, each atomically; returns the path of results.json.
+    """Writes per_sample.npz and per_case.npz (if given), then results.json, each atomically; returns the path of
+    results.json.
 
     results.json goes last, so that it never stands without its samples. Nothing is written if a check refuses.
 
@@ -251,6 +255,9 @@ def write_results(
     if per_sample is not None:
         arrays = _check_per_sample(per_sample, {record.n for record in records})
         write_atomically(folder / PER_SAMPLE_NAME, lambda file: np.savez_compressed(file, **arrays))
+    if per_case:
+        rows: dict[str, Any] = dict(per_case)
+        write_atomically(folder / PER_CASE_NAME, lambda file: np.savez_compressed(file, **rows))
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
     return write_atomically(folder / RESULTS_NAME, lambda file: file.write(text.encode("utf-8")))
 
@@ -278,6 +285,15 @@ def read_per_sample(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+def read_per_case(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """per_case.npz of a folder as a dict of arrays; {} where there is none."""
+    file = Path(path) / PER_CASE_NAME
+    if not file.is_file():
+        return {}
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
 def _worst_class(record: Record) -> str:
     shares = [(count.correct / count.n, index) for index, count in enumerate(record.per_class) if count.n > 0]
     if not shares:
@@ -286,9 +302,35 @@ def _worst_class(record: Record) -> str:
     return f"{share:.1%} (class {index})"
 
 
+def _dice_table(records: Sequence[Record]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for record in records:
+        if record.segmentation is None or record.attack not in (CLEAN, WORST_OF):
+            continue
+        dice = record.segmentation["dice"]
+        if not rows:
+            classes = [f"Dice {one['class']}" for one in dice["per_class"]]
+            rows.append(["attacked in", "epsilon", "Dice", "95% interval", *classes, "slices right"])
+        whole = dice["mean"]
+        interval = "-" if whole["low"] is None else f"{whole['low']:.3f} to {whole['high']:.3f}"
+        values = [_number(one["value"]) for one in dice["per_class"]]
+        where = record.norm or CLEAN
+        rows.append(
+            [where, f"{record.epsilon:.4g}", _number(whole["value"]), interval, *values, f"{record.accuracy:.1%}"]
+        )
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def results_table(results: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of text for a terminal, header first: per radius worst case, weakest class, strongest attack."""
+    """Rows of text for a terminal, header first: per radius worst case, weakest class, strongest attack; of
+    segmentation Dice over cases."""
     records = records_of(results)
+    if any(record.segmentation is not None for record in records):
+        return _dice_table(records)
     splits = list(dict.fromkeys(record.split for record in records))
     rows = [["attacked in", "epsilon", "right", "weakest class", "strongest attack alone"]]
     for split in splits:

@@ -7,19 +7,29 @@ from typing import Any, NamedTuple
 
 from jax_advtrain import attacks
 from jax_advtrain.attacks.registry import ATTACKS, COMPOSED, norms_of
+from jax_advtrain.tasks import BINARY, CLASSIFICATION, Task
 
 # Losses for models with one logit, in place of those for several.
 _BINARY_LOSSES = {"ce": "bce", "lm": "lmb", "slm": "lmb", "dlr": "lmb"}
 # What shows in a label although the text does not say it: the losses and the steps that differ most often.
 _DEFAULT_STEPS = {"pgd": 20, "ifgsm": 10, "mim": 10, "apgd": 100, "square": 5000, "fab": 100}
 _WITH_LOSS = ("pgd", "fgsm", "ifgsm", "mim", "apgd")
+# Attacks that ascend any task's loss to their end. APGD and Square keep the first image that is wrong: its Dice lies
+# just below the threshold and says nothing of how low the attack can bring it.
+_OF_SEGMENTATION = ("pgd", "fgsm", "ifgsm", "mim", "noise")
 
 
 class Member(NamedTuple):
-    """One attack of a suite: its label in results, its plain settings, and how to build it for a norm."""
+    """One attack of a suite: its label in results, its plain settings, and how to build it for a norm.
+
+    Attributes:
+      task: of dense labels, what the attack ascends and when an image is right; None: of classifiers, which attacks
+        know by themselves.
+    """
 
     label: str
     settings: dict[str, Any]
+    task: Task | None = None
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -28,7 +38,12 @@ class Member(NamedTuple):
 
     def build(self, norm: str) -> attacks.Attack:
         """The attack, with radius 0: the radius is given at the call."""
-        return attacks.from_config({**self.settings, "norm": norm, "epsilon": 0.0})
+        settings = {**self.settings, "norm": norm, "epsilon": 0.0}
+        if self.task is None:
+            return attacks.from_config(settings)
+        if "loss" in settings:
+            settings["loss"] = self.task.loss
+        return attacks.from_config(settings, is_right=self.task.is_right, score=self.task.score)
 
 
 def texts(value: str) -> tuple[str, ...]:
@@ -37,7 +52,7 @@ def texts(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def parse_all(attack_texts: Iterable[str], *, binary: bool = False, where: str = "eval.attacks") -> list[Member]:
+def parse_all(attack_texts: Iterable[str], *, task: Task = CLASSIFICATION, where: str = "eval.attacks") -> list[Member]:
     """Reads several attacks, each as `parse`; no two get the same label.
 
     Attacks that differ only in what the label does not show get it added: "pgd-20-ce-alpha=4.0".
@@ -45,7 +60,7 @@ def parse_all(attack_texts: Iterable[str], *, binary: bool = False, where: str =
     Raises:
       ValueError: as `parse`; the same attack twice.
     """
-    members = [parse(text, binary=binary, where=where) for text in attack_texts]
+    members = [parse(text, task=task, where=where) for text in attack_texts]
     labels = [member.label for member in members]
     members = [_told_apart(member) if labels.count(member.label) > 1 else member for member in members]
     seen: set[str] = set()
@@ -66,13 +81,14 @@ def check_norms(members: Iterable[Member], epsilons: Mapping[str, Sequence[float
             )
 
 
-def parse(text: str, *, binary: bool = False, where: str = "eval.attacks") -> Member:
+def parse(text: str, *, task: Task = CLASSIFICATION, where: str = "eval.attacks") -> Member:
     """Reads "name:field=value:field=value".
 
-    `num_steps` and `loss` show in the label, as do restarts and temperature: "pgd-100-lm-x5". With `binary`, losses
-    for several logits become those for one.
+    `num_steps` and `loss` show in the label, as do restarts and temperature: "pgd-100-lm-x5".
 
     Args:
+      task: of one logit, losses for several logits become those for one. Of dense labels the loss is "task": what
+        training descends.
       where: the config field that the text comes from, for messages.
 
     Raises:
@@ -90,18 +106,36 @@ def parse(text: str, *, binary: bool = False, where: str = "eval.attacks") -> Me
     for given in ("norm", "epsilon"):
         if given in settings:
             raise ValueError(f"{where}: {text!r} sets {given}; the radii of each norm are fields of the config")
+    if task.is_dense:
+        _check_dense(text, settings, where)
     if name in _WITH_LOSS:
-        settings.setdefault("loss", "ce")
-    if binary and "loss" in settings:
+        settings.setdefault("loss", "task" if task.is_dense else "ce")
+    if task is BINARY and "loss" in settings:
         settings["loss"] = _BINARY_LOSSES.get(settings["loss"], settings["loss"])
     if name in _DEFAULT_STEPS:
         settings.setdefault("num_steps", _DEFAULT_STEPS[name])
     try:
-        member = Member(_label(settings), settings)
+        member = Member(_label(settings), settings, task if task.is_dense else None)
         member.build(member.norms[0] if name in ATTACKS else "linf")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {text!r}: {error}") from error
     return member
+
+
+def _check_dense(text: str, settings: dict[str, Any], where: str) -> None:
+    """Raises ValueError where an attack of dense labels is none that knows such."""
+    if settings["name"] in ATTACKS and settings["name"] not in _OF_SEGMENTATION:
+        raise ValueError(
+            f"{where}: {text!r}: {settings['name']} is of classifiers; segmentation, where the lowest Dice counts, has "
+            f"{', '.join(_OF_SEGMENTATION)}"
+        )
+    if settings.get("loss", "task") != "task":
+        raise ValueError(
+            f"{where}: {text!r}: of segmentation the loss is 'task', what training descends (Dice and cross entropy)"
+        )
+    for field in ("targets", "until_success"):
+        if field in settings:
+            raise ValueError(f"{where}: {text!r} sets {field}, which is of classifiers; leave it out for segmentation")
 
 
 def _value(text: str) -> Any:

@@ -44,6 +44,39 @@ def dice(
     return found
 
 
+def overlaps(
+    predictions: Int[np.ndarray, "samples *space"], labels: Int[np.ndarray, "samples *space"], num_classes: int
+) -> Int[np.ndarray, "samples foreground 2"]:
+    """|P and T| and |P| + |T| of each sample and foreground class: all that Dice needs, and they add up over
+    samples."""
+    found = np.empty((len(labels), num_classes - 1, 2), np.int64)
+    places = tuple(range(1, labels.ndim))
+    for k in range(1, num_classes):
+        predicted, true = predictions == k, labels == k
+        found[:, k - 1, 0] = np.sum(predicted & true, axis=places)
+        found[:, k - 1, 1] = np.sum(predicted, axis=places) + np.sum(true, axis=places)
+    return found
+
+
+def dice_by_case(
+    overlap: Int[np.ndarray, "samples foreground 2"], groups: Int[np.ndarray, "samples"]
+) -> tuple[Int[np.ndarray, "cases"], Float[np.ndarray, "cases foreground"]]:
+    """The groups, rising, and the Dice of each in three dimensions from the overlaps of its samples; NaN where a class
+    is in neither prediction nor truth."""
+    cases, owners = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(cases), *overlap.shape[1:]))
+    np.add.at(sums, owners, overlap)
+    common, both = sums[..., 0], sums[..., 1]
+    return cases, np.divide(2 * common, both, out=np.full(both.shape, np.nan), where=both > 0)
+
+
+def class_means(by_case: Float[np.ndarray, "cases foreground"]) -> Float[np.ndarray, "foreground"]:
+    """Means over the cases that have a value; NaN where none has."""
+    known = np.isfinite(by_case)
+    total = np.where(known, by_case, 0).sum(axis=0)
+    return np.divide(total, known.sum(axis=0), out=np.full(total.shape, np.nan), where=known.any(axis=0))
+
+
 def hausdorff95(
     prediction: Int[np.ndarray, "*space"],
     truth: Int[np.ndarray, "*space"],

@@ -14,6 +14,12 @@ ACCURACIES = (
     ("validation", "clean_accuracy", "validation, clean", style.BLUE, "-"),
     ("validation", "robust_accuracy", "validation, robust", style.RED, "-"),
 )
+# Of segmentation the accuracies are shares of slices, and what is reported is Dice.
+DICE = (
+    *ACCURACIES[:2],
+    ("validation", "clean_dice", "validation, Dice clean", style.BLUE, "-"),
+    ("validation", "robust_dice", "validation, Dice robust", style.RED, "-"),
+)
 
 
 def _series(epochs: Sequence[Mapping[str, Any]], part: str, key: str) -> tuple[list[int], list[float]]:
@@ -23,7 +29,8 @@ def _series(epochs: Sequence[Mapping[str, Any]], part: str, key: str) -> tuple[l
 
 
 def training_curves(epochs: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, title: str = "") -> Path:
-    """Loss above, accuracies below; the epoch of the best validation robust accuracy is ringed.
+    """Loss above, accuracies (of segmentation Dice too) below; the epoch of the best validation robust accuracy is
+    ringed.
 
     Args:
       epochs: lines of metrics.jsonl, in order; what a line lacks is left out (a method without attack, a validation
@@ -38,11 +45,12 @@ def training_curves(epochs: Sequence[Mapping[str, Any]], path: str | os.PathLike
     loss.plot(*_series(epochs, "train", "loss"), color=style.BLACK, **marker)
     style.dress(loss, y="training loss (mean per sample)", title=title or "Training")
     loss.set_ylim(bottom=0)
-    for part, key, label, colour, line in ACCURACIES:
+    is_dense = any("robust_dice" in (line.get("validation") or {}) for line in epochs)
+    for part, key, label, colour, line in DICE if is_dense else ACCURACIES:
         numbers, values = _series(epochs, part, key)
         if numbers:
             accuracy.plot(numbers, values, color=colour, linestyle=line, label=label, **marker)
-        if key == "robust_accuracy" and numbers:
+        if key in ("robust_accuracy", "robust_dice") and numbers:
             best = max(values)
             at = numbers[values.index(best)]
             accuracy.plot(
@@ -51,7 +59,7 @@ def training_curves(epochs: Sequence[Mapping[str, Any]], path: str | os.PathLike
             )  # fmt: skip
     accuracy.set_ylim(0, 1.02)
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    style.dress(accuracy, x="epoch", y="accuracy")
+    style.dress(accuracy, x="epoch", y="slices right, and Dice" if is_dense else "accuracy")
     style.whole_epochs(accuracy, [line["epoch"] for line in epochs])
     style.legend(accuracy, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return style.save(figure, path)

@@ -42,7 +42,7 @@ def compare_margins(config: Any, folder: Path | str, display: Display | None = N
     if train.is_streamed:
         raise ConfigError("equilibrium needs training images in memory; these are streamed: raise data.max_ram_gb")
     norm = config.defense.norm
-    member = suite.parse(settings.attack, binary=experiment.is_binary, where="equilibrium.attack")
+    member = suite.parse(settings.attack, task=experiment.attacked_task, where="equilibrium.attack")
     if norm not in member.norms:
         raise ConfigError(f"equilibrium.attack {member.label} knows the norms {', '.join(member.norms)}, not {norm!r}")
     asked = {**configs.plain(settings), "checkpoint": which, "seed": config.seed, "step": int(state.step)}

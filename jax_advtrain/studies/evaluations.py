@@ -16,11 +16,12 @@ from jax_advtrain.attacks.norms import NORMS
 from jax_advtrain.data import Dataset, to_unit
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import evaluate as evaluation
-from jax_advtrain.evaluation import results, suite
-from jax_advtrain.evaluation.attack_dataset import attack_dataset, first, name_seed
+from jax_advtrain.evaluation import results, segmented, suite
+from jax_advtrain.evaluation.attack_dataset import Attacked, attack_dataset, first, name_seed
 from jax_advtrain.evaluation.check_model import check_model
 from jax_advtrain.evaluation.check_model import lines as check_lines
 from jax_advtrain.reports import curves, images
+from jax_advtrain.reports import segmentation as segmentations
 from jax_advtrain.reports.page import gallery
 from jax_advtrain.studies import correcting, opening, reporting
 from jax_advtrain.training import experiment as experiments
@@ -31,7 +32,7 @@ from jax_advtrain.training.monitor import monitored_radius
 from jax_advtrain.training.state import TrainState
 
 _SETTINGS_NAME = "settings.json"
-_CURVE_NAME, _GALLERY_NAME = "accuracy_vs_radius.png", "images.png"
+_CURVE_NAME, _DICE_NAME, _GALLERY_NAME = "accuracy_vs_radius.png", "dice_vs_radius.png", "images.png"
 # What of config.eval decides the numbers; batch size and figures do not.
 _DECISIVE = (
     *("split", "attacks", "epsilons_linf", "epsilons_l2", "epsilons_l1", "num_samples", "check_samples"),
@@ -140,12 +141,17 @@ def evaluate_state(
         if twin is not None and workdir.agreed(_is_same_but_for_name(standing(twin), settings)):
             display.say(f"the {which} checkpoint is that of {twin}, which is evaluated already")
             found = results.read_results(twin)
-            measured = results.records_of(found), results.read_per_sample(twin), found["model"]["bad_gradients"]
+            measured = evaluation.Evaluation(
+                results.records_of(found),
+                results.read_per_sample(twin),
+                found["model"]["bad_gradients"],
+                results.read_per_case(twin),
+            )
             checked = [line for line in found["warnings"] if line not in results.masking_warnings(measured[0])]
         else:
             checked = _check(config, display, logits_fn, data)
             measured = _measure(config, target, settings, display, experiment, logits_fn, data, which)
-        found = _write(config, target, data, settings, *measured, checked)
+        found = _write(config, target, data, settings, measured, checked)
         _forget_states(target)
     _draw(config, target, experiment, logits_fn, data, found)
     return found
@@ -191,6 +197,7 @@ def _measure(
             batch_size=config.eval.batch_size,
             state_folder=state_folder,
             progress=tell,
+            task=experiment.attacked_task,
         )
 
 
@@ -225,8 +232,9 @@ def _forget_states(target: Path) -> None:
 
 
 def _write(
-    config: Any, target: Path, data: Dataset, settings, records, per_sample, bad_gradients, checked: list[str]
+    config: Any, target: Path, data: Dataset, settings, measured: evaluation.Evaluation, checked: list[str]
 ) -> dict[str, Any]:
+    records, per_sample, bad_gradients, per_case = measured
     model = {
         **configs.plain(config.model),
         "defense": configs.plain(config.defense),
@@ -239,7 +247,13 @@ def _write(
     if workdir.is_writer():
         workdir.write_json(target / _SETTINGS_NAME, settings)
         results.write_results(
-            target, model=model, data=data.fingerprint(), records=records, per_sample=per_sample, warnings=checked
+            target,
+            model=model,
+            data=data.fingerprint(),
+            records=records,
+            per_sample=per_sample,
+            warnings=checked,
+            per_case=per_case,
         )
     return results.build_results(model, data.fingerprint(), records, checked)
 
@@ -251,8 +265,10 @@ def _draw(
     title = f"{config.defense.name} on {data.name}, {found['model']['checkpoint']} checkpoint"
     if found["headline"] and workdir.is_writer() and not (target / _CURVE_NAME).exists():
         curves.accuracy_vs_radius(found, target / _CURVE_NAME, title=title)
-    wanted = data.images.ndim == 4 and config.eval.figures and suite.texts(config.monitor.attacks)
-    names = (_GALLERY_NAME, *((gallery.GALLERY_NAME,) if config.report.images else ()))
+    if data.is_dense and workdir.is_writer() and not (target / _DICE_NAME).exists():
+        segmentations.dice_vs_radius(found, target / _DICE_NAME, title=title)
+    wanted = (data.images.ndim == 4 or data.is_dense) and config.eval.figures and suite.texts(config.monitor.attacks)
+    names = (_GALLERY_NAME, *((gallery.GALLERY_NAME,) if config.report.images and not data.is_dense else ()))
     if wanted and not workdir.agreed(all((target / name).exists() for name in names)):
         _draw_gallery(config, target / _GALLERY_NAME, experiment, logits_fn, data)
 
@@ -261,11 +277,12 @@ def _draw_gallery(
     config: Any, path: Path, experiment: Experiment, logits_fn: jax.tree_util.Partial, data: Dataset
 ) -> None:
     """Clean, attacked and difference of a few images, under the monitor's last attack at its radius; and their pixels,
-    for the report, unless it is to show none."""
+    for the report, unless it is to show none. Of segmentation the predictions over them."""
     norm, epsilon = monitored_radius(config)
-    few = first(data, config.eval.figures)
+    few = _fullest(data, config.eval.figures) if data.is_dense else first(data, config.eval.figures)
+    task = experiment.attacked_task
     member = experiments.members(experiment, suite.texts(config.monitor.attacks))[-1]
-    clean = attack_dataset(None, logits_fn, few, experiment.mesh)
+    clean = attack_dataset(None, logits_fn, few, experiment.mesh, task=task)
     found = attack_dataset(
         member.build(norm),
         logits_fn,
@@ -275,9 +292,13 @@ def _draw_gallery(
         epsilon=epsilon,
         seed=name_seed(config.seed, "gallery"),
         keep_images=True,
+        task=task,
     )
     assert found.images is not None
     if not workdir.is_writer():
+        return
+    if data.is_dense:
+        _draw_overlays(path, few, clean, found, f"{member.label}, {norm} {epsilon:g}")
         return
     pixels = np.asarray(to_unit(few.images))
     if config.report.images:
@@ -310,6 +331,36 @@ def _draw_gallery(
         class_names=few.class_names,
         title=f"{member.label}, {norm} {epsilon:g}",
         limit=config.eval.figures,
+    )
+
+
+def _fullest(data: Dataset, count: int) -> Dataset:
+    """Of each of the first cases the sample with the most foreground."""
+    area = (data.labels > 0).reshape(len(data), -1).sum(axis=1)
+    owners = segmented.cases_of(data)
+    cases = [np.flatnonzero(owners == case) for case in list(dict.fromkeys(owners.tolist()))[:count]]
+    return data.take(np.array([rows[np.argmax(area[rows])] for rows in cases]))
+
+
+def _draw_overlays(path: Path, few: Dataset, clean: Attacked, found: Attacked, title: str) -> None:
+    """In the plane; of a volume the slice along the last axis that has the most foreground. The first channel is
+    shown."""
+    pixels = [np.asarray(to_unit(few.images))[..., 0], np.asarray(found.images)[..., 0]]
+    labels = [few.labels, clean.prediction, found.prediction]
+    if few.labels.ndim == 4:
+        fullest = np.argmax((few.labels > 0).sum(axis=(1, 2)), axis=-1)
+        rows = np.arange(len(few))
+        pixels, labels = ([one[rows, :, :, fullest] for one in group] for group in (pixels, labels))
+    groups = few.groups
+    segmentations.overlays(
+        *pixels,
+        path,
+        truth=labels[0],
+        clean_prediction=labels[1],
+        attacked_prediction=labels[2],
+        class_names=few.class_names,
+        names=[few.group_names[group] for group in groups] if groups is not None else few.ids.tolist(),
+        title=title,
     )
 
 

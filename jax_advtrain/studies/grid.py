@@ -99,6 +99,8 @@ def _check(asked: Any) -> None:
     for name in valid:
         if name not in asked:
             raise ConfigError(f"grid field {name!r} is missing; make the grid by jax_advtrain.studies.grid.grid()")
+    if asked.base.get("dice_threshold") is not None:
+        raise ConfigError("a grid compares classifiers, and base.dice_threshold is set: train its methods one by one")
     for name in asked.autoattack:
         if name not in _DEFAULTS["autoattack"]:
             raise ConfigError(unknown_name("autoattack field", name, list(_DEFAULTS["autoattack"])))

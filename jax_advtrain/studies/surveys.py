@@ -7,7 +7,7 @@ import numpy as np
 
 from jax_advtrain import config as configs
 from jax_advtrain.errors import ConfigError
-from jax_advtrain.evaluation import results
+from jax_advtrain.evaluation import results, segmented
 from jax_advtrain.evaluation.margin_survey import survey_margins
 from jax_advtrain.reports import margin_survey
 from jax_advtrain.studies import opening, reporting
@@ -23,8 +23,8 @@ def survey_run(config: Any, folder: Path | str, display: Display | None = None) 
     """Estimates the margin of every sample of a split into eval/<name>/margins.npz, and draws them.
 
     The name is eval.name, by default "margins-<checkpoint>-<split>-<norm>". The arrays, one entry a sample but for
-    radii: id, label, margin, censored (no crossing up to the largest radius), clean_right; and radii. margins.json
-    beside them says how they were found, and their short summary.
+    radii: id, label (of segmentation: case), margin, censored (no crossing up to the largest radius), clean_right; and
+    radii. margins.json beside them says how they were found, and their short summary.
 
     Returns:
       The path of margins.npz.
@@ -63,6 +63,7 @@ def survey_run(config: Any, folder: Path | str, display: Display | None = None) 
             seed=config.seed,
             batch_size=config.eval.batch_size,
             progress=tell,
+            task=experiment.attacked_task,
         )
     right = found.clean_right
     facts = {
@@ -73,7 +74,8 @@ def survey_run(config: Any, folder: Path | str, display: Display | None = None) 
         "median_margin": float(np.median(found.margin[right])) if right.any() else 0.0,
     }
     if workdir.is_writer():
-        arrays = {"id": data.ids, "label": data.labels, **found._asdict(), "radii": np.asarray(settings.radii)}
+        what = {"case": segmented.cases_of(data)} if data.is_dense else {"label": data.labels}
+        arrays = {"id": data.ids, **what, **found._asdict(), "radii": np.asarray(settings.radii)}
         results.write_atomically(target / MARGINS_NAME, lambda file: np.savez_compressed(file, **arrays))
         margin_survey.margin_survey(
             found.margin,

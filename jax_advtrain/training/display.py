@@ -158,7 +158,8 @@ def _summary(line: dict[str, Any]) -> str:
     if "attacked_accuracy" in train:
         parts.append(f"train attacked {train['attacked_accuracy']:.3f}")
     if validation:
-        parts.append(f"clean {validation['clean_accuracy']:.3f}  robust {validation['robust_accuracy']:.3f}")
+        what, name = ("Dice clean", "dice") if "clean_dice" in validation else ("clean", "accuracy")
+        parts.append(f"{what} {validation[f'clean_{name}']:.3f}  robust {validation[f'robust_{name}']:.3f}")
     if "margins" in line:
         parts.append(f"mean margin {line['margins']['mean']:.4f}")
         if line["margins"]["equilibrium"]:

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_advtrain import data, defenses, devices, models, tasks
-from jax_advtrain.data import Splits, slots
+from jax_advtrain import data, defenses, devices, models, segmentation, tasks
+from jax_advtrain.data import Dataset, Splits, slots
 from jax_advtrain.data.slots import Visits
 from jax_advtrain.evaluation import suite
 from jax_advtrain.models import functional
@@ -68,6 +68,12 @@ class Experiment(NamedTuple):
     def is_binary(self) -> bool:
         return self.recipe.task.name == tasks.BINARY.name
 
+    @property
+    def attacked_task(self) -> tasks.Task:
+        """The task as attacks and evaluation see it: label smoothing, which only training has, is left out."""
+        task = self.recipe.task
+        return task if task.is_dense else tasks.for_outputs(1 if self.is_binary else 2)
+
 
 def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
     """Loads the data and makes all parts.
@@ -84,8 +90,7 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
     train = splits.train
     if train.num_classes < 2:
         raise ValueError(f"data set {train.name!r} has {train.num_classes} class; classification needs two or more")
-    if train.is_dense:
-        raise ValueError(f"data set {train.name!r} has a label for each pixel; training on such is not supported yet")
+    _check_labels(config, train)
     if config.one_logit and train.num_classes != 2:
         raise ValueError(f"one_logit needs a set of 2 classes; {train.name!r} has {train.num_classes}")
     outputs = 1 if config.one_logit else train.num_classes
@@ -98,12 +103,12 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
     visits = Visits(layout, config.batch_size, config.seed)
     recipe = Recipe(
         graphdef=network.graphdef,
-        task=tasks.smoothed(tasks.for_outputs(outputs), config.label_smoothing),
+        task=tasks.smoothed(asked(config), config.label_smoothing),
         defense=defenses.from_config(config.defense, config.classwise),
         optimizer=optim.build(config.optimizer, steps_per_epoch=visits.steps_per_epoch, epochs=config.epochs),
         num_shards=config.num_shards,
         seed=config.seed,
-        augment=data.augment.build(tuple(config.data.augment)) if config.data.augment else None,
+        augment=data.fields.augmentation(config.data),
         ema_decay=config.ema_decay,
         accumulate=config.accumulate,
     )
@@ -135,6 +140,37 @@ def build(config: Any, mesh: Mesh, *, is_start: bool = True) -> Experiment:
     )
 
 
+def asked(config: Any) -> tasks.Task:
+    """The task that a config names.
+
+    Raises:
+      ValueError: a dice_threshold outside (0, 1].
+    """
+    if config.dice_threshold is not None:
+        return segmentation.segmentation(config.dice_threshold)
+    return tasks.BINARY if config.one_logit else tasks.CLASSIFICATION
+
+
+def _check_labels(config: Any, train: Dataset) -> None:
+    """Raises ValueError where labels, network and task are not all of images, or all of pixels."""
+    network, is_dense = config.model["name"], models.is_dense(config.model["name"])
+    if config.dice_threshold is None and train.is_dense:
+        raise ValueError(
+            f"data set {train.name!r} has a label for each pixel: set dice_threshold (0.6 in the published runs), and "
+            "model.name='unet'"
+        )
+    if config.dice_threshold is not None and not train.is_dense:
+        raise ValueError(
+            f"dice_threshold is of segmentation, and {train.name!r} has one label an image; set it to None"
+        )
+    if train.is_dense and not is_dense:
+        raise ValueError(
+            f"model {network!r} gives no class scores for each pixel, which {train.name!r} needs; give 'unet'"
+        )
+    if is_dense and not train.is_dense:
+        raise ValueError(f"model {network!r} gives class scores for each pixel; {train.name!r} has one label an image")
+
+
 def members(experiment: Experiment, texts: Sequence[str]) -> list[suite.Member]:
     """The attacks that config texts name, fit for the experiment's outputs."""
-    return suite.parse_all(texts, binary=experiment.is_binary)
+    return suite.parse_all(texts, task=experiment.attacked_task)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax_advtrain.defenses import Batch, DefenseLoss, Model
 from jax_advtrain.devices import AXIS
 from jax_advtrain.models import functional
+from jax_advtrain.tasks import answer
 from jax_advtrain.training.recipe import Recipe
 from jax_advtrain.training.state import TrainState
 
@@ -23,8 +24,7 @@ def model_at(recipe: Recipe, groups: int, params, batch_stats, batch: Batch, ove
 
     def batch_logits(images):
         logits, _ = apply(fixed, batch_stats, images, train=True, mask=batch.valid, groups=groups)
-        if isinstance(logits, tuple):  # deep supervision: the attack looks at what the network answers
-            logits = logits[0]
+        logits = answer(logits)
         # Padding is normalised by the statistics of valid images; without this, its loss would steer their attack.
         valid = batch.valid.reshape(-1, *(1,) * (logits.ndim - 1))
         return jnp.where(valid, logits, jax.lax.stop_gradient(logits))

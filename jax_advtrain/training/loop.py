@@ -238,6 +238,7 @@ def _monitored(experiment: Experiment, config: Any, state: TrainState) -> tuple[
         seed=config.seed,
         batch_size=config.eval.batch_size,
         epoch=int(state.step) // experiment.steps_per_epoch,
+        task=experiment.attacked_task,
     )
     return {**summary(found), "norm": norm, "epsilon": epsilon}, found
 

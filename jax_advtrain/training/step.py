@@ -85,10 +85,10 @@ def _prepare(recipe: Recipe, epoch: jax.Array, host: HostBatch) -> Batch:
     base = jax.random.fold_in(jax.random.key(recipe.seed, impl="threefry2x32"), epoch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(base, host.ids)
     split = jax.vmap(jax.random.split)(keys)
-    images = to_unit(host.images, jnp.zeros(()).dtype)
+    images, labels = to_unit(host.images, jnp.zeros(()).dtype), host.labels
     if recipe.augment is not None:
-        images = recipe.augment(split[:, 0], images)
-    return Batch(images, host.labels, split[:, 1], host.slots != PADDING, epoch, host.unit_start)
+        images, labels = recipe.augment(split[:, 0], images, labels)
+    return Batch(images, labels, split[:, 1], host.slots != PADDING, epoch, host.unit_start)
 
 
 def make_step(

@@ -294,9 +294,9 @@ def test_no_such_folder(tmp_path):
         ({"spacing": (1, 2)}, "data.spacing must be a number of millimetres"),
         ({"image_size": (4, 4)}, "(height, width, depth) of volumes"),
         ({"slices": 0, "image_size": (4, 4, 4)}, "or (height, width), got"),
-        ({"classes": "front"}, "have all classes"),
+        ({"classes": "front"}, "where labels are one a pixel there is no such"),
         ({"channels": 1}, "data.channels is for"),
-        ({"augment": ("flip",)}, "would leave the labels of its pixels where they were"),
+        ({"augment": ("flop",)}, "of images with their labels: did you mean 'flip'"),
         ({"data_dir": None}, "needs data.data_dir"),
         ({"test_size": None}, "has no test split: set data.test_size"),
         ({"source": "digits"}, "data.slices is for decathlon; data.source is 'digits'"),
@@ -345,7 +345,7 @@ def test_classification_on_it_is_refused(refused, task, tmp_path):
         f"    config.data.name, config.data.source, config.data.data_dir = 'toy', 'decathlon', {str(root)!r}\n"
         "    config.data.test_size, config.data.validation_size, config.data.slices = 1, 1, 0\n    return config\n"
     )
-    refused([f"--config={config}", f"--workdir={tmp_path / 'run'}"], "a label for each pixel", "not supported yet")
+    refused([f"--config={config}", f"--workdir={tmp_path / 'run'}"], "a label for each pixel", "set dice_threshold")
     assert not (tmp_path / "run").exists()
     spoil(root, "imagesTr", with_nan)
     refused([f"--config={config}", f"--workdir={tmp_path / 'run'}"], "Task99_Toy, case toy_009: 1 voxels")

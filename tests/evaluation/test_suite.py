@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jax_advtrain import segmentation, tasks
 from jax_advtrain.evaluation import results, suite
 
 
@@ -43,8 +44,27 @@ def test_the_attack_is_what_the_text_says():
 
 
 def test_losses_for_one_logit():
-    labels = [member.label for member in suite.parse_all(["pgd", "pgd:loss=lm", "fgsm"], binary=True)]
+    labels = [member.label for member in suite.parse_all(["pgd", "pgd:loss=lm", "fgsm"], task=tasks.BINARY)]
     assert labels == ["pgd-20-bce", "pgd-20-lmb", "fgsm-bce"]
+
+
+def test_attacks_of_segmentation_ascend_what_training_descends():
+    task = segmentation.segmentation(0.7)
+    members = suite.parse_all(["pgd:restarts=2", "fgsm", "mim:num_steps=7", "noise"], task=task)
+    labels = ["pgd-20-task-x2", "fgsm-task", "mim-7-task", "uniform-noise"]
+    assert [member.label for member in members] == labels
+    attack = members[1].build("l2")
+    assert attack.loss.function is task.loss and attack.is_right == task.is_right and attack.score is task.score
+    assert members[0].settings["loss"] == "task"
+    for text, said in (
+        ("fab", "is of classifiers; segmentation, where the lowest Dice counts, has pgd"),
+        ("apgd", "is of classifiers"),
+        ("pgd:loss=lm", "the loss is 'task'"),
+        ("pgd:targets=3", "sets targets"),
+        ("pgd:until_success=True", "sets until_success"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            suite.parse(text, task=task)
 
 
 def test_attacks_that_differ_in_hidden_settings_only_are_told_apart():

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_advtrain import attacks as attack_room
+from jax_advtrain import tasks
 from jax_advtrain.attacks.norms import check_norm
 from jax_advtrain.attacks.protocol import check_number
 from jax_advtrain.data import Dataset
@@ -92,7 +93,7 @@ def diagnose(
     """
     logits_fn, mesh = as_pytree(logits_fn), mesh or make_mesh()
     outputs = num_outputs(logits_fn, data)
-    built, settings = _built(attacks, norm, epsilon, binary=outputs == 1)
+    built, settings = _built(attacks, norm, epsilon, tasks.for_outputs(outputs))
     names = (*data.class_names, *(f"output {k}" for k in range(data.num_classes, outputs)))
     sweep = sorted({*map(float, temperatures), 1.0}, reverse=True) if temperatures else []
     check_number("temperatures", sweep, positive=True)
@@ -172,7 +173,7 @@ def diagnose(
     return Diagnosis(content, _arrays(seen, whole, believed), seen)
 
 
-def _built(attacks, norm: str, epsilon: float, *, binary: bool):
+def _built(attacks, norm: str, epsilon: float, task: tasks.Task):
     """({name: attack}, {name: plain settings})."""
     check_norm(norm)
     check_number("epsilon", epsilon)
@@ -181,7 +182,7 @@ def _built(attacks, norm: str, epsilon: float, *, binary: bool):
     if isinstance(attacks, Mapping):
         return dict(attacks), {name: {"name": name} for name in attacks}
     texts = [one for one in attacks if isinstance(one, str)]
-    parsed = iter(parse_all(texts, binary=binary, where="attacks"))
+    parsed = iter(parse_all(texts, task=task, where="attacks"))
     members = [next(parsed) if isinstance(one, str) else one for one in attacks]
     check_norms(members, {norm: (epsilon,)}, where="attacks")
     return {one.label: one.build(norm) for one in members}, {one.label: one.settings for one in members}
