@@ -31,7 +31,7 @@ from jax_advtrain.training.display import Display
 from jax_advtrain.training.loop import Diverged, Stopped
 
 # Modes that ask which class an image is taken for.
-_OF_CLASSES = ("diagnose", "homing", "equilibrium")
+_OF_CLASSES = ("diagnose", "homing", "equilibrium", "correct")
 DONE, DIVERGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
