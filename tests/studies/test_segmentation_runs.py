@@ -155,7 +155,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(command, config_of, finished, tm
     assert ours.keys() == theirs.keys()
     for name, values in theirs.items():
         np.testing.assert_array_equal(ours[name], values, err_msg=name)
-    left_out = ("seconds", "samples_per_second", "input_wait")
+    left_out = ("seconds", "samples_per_second", "input_wait", "monitor_seconds")
     for one, other in zip(log(folder), log(finished), strict=True):
         assert {**one, **dict.fromkeys(left_out)} == {**other, **dict.fromkeys(left_out)}
 
