@@ -115,6 +115,20 @@ def warnings_of(one: Evaluation) -> list[str]:
     return [*one.results["warnings"], *counted]
 
 
+def all_warnings(main: Evaluation, others: Sequence[Evaluation]) -> list[str]:
+    """Those of the evaluation that speaks for the run, then what others of the same weights add, each with its name."""
+    lines = warnings_of(main)
+    for other in same_weights(main, others):
+        lines += [f"{other.name}: {line}" for line in warnings_of(other) if line not in warnings_of(main)]
+    return lines
+
+
+def same_weights(main: Evaluation, others: Sequence[Evaluation]) -> list[Evaluation]:
+    """The other evaluations of the same step."""
+    step = main.results["model"].get("step")
+    return [one for one in others if one.name != main.name and one.results["model"].get("step") == step]
+
+
 def lower_elsewhere(main: Evaluation, found: Found, others: Sequence[Evaluation], diagnoses: Diagnoses) -> list[Lower]:
     """What else in the workdir found less of the same weights at the same radius, the least first: the verdict would
     flatter without it."""
@@ -122,12 +136,11 @@ def lower_elsewhere(main: Evaluation, found: Found, others: Sequence[Evaluation]
     if worst is None:
         return []
     lower = []
-    for other in others:
-        if other.name != main.name and other.results["model"].get("step") == step:
-            same = (WORST_OF, worst.norm, worst.epsilon, worst.split)
-            for record in records_of(other.results):
-                if (record.attack, record.norm, record.epsilon, record.split) == same:
-                    lower.append(Lower(f"the evaluation {other.name}", record.correct, record.n))
+    for other in same_weights(main, others):
+        same = (WORST_OF, worst.norm, worst.epsilon, worst.split)
+        for record in records_of(other.results):
+            if (record.attack, record.norm, record.epsilon, record.split) == same:
+                lower.append(Lower(f"the evaluation {other.name}", record.correct, record.n))
     for name, facts, _ in diagnoses:
         same = (worst.norm, worst.epsilon, worst.split, step)
         if (facts["norm"], facts["epsilon"], facts["split"], facts["model"].get("step")) == same:
@@ -137,9 +150,13 @@ def lower_elsewhere(main: Evaluation, found: Found, others: Sequence[Evaluation]
 
 
 def sentences(
-    method: str, main: Evaluation, found: Found, lower: Sequence[Lower], num_warnings: int
+    method: str, main: Evaluation, found: Found, lower: Sequence[Lower], *, num_warnings: int, is_checked: bool
 ) -> tuple[str, str]:
-    """The verdict: how much is right, clean and attacked; which class is weakest, and whether to believe it all."""
+    """The verdict: how much is right, clean and attacked; which class is weakest, and whether to believe it all.
+
+    Args:
+      lower: see `lower_elsewhere`. is_checked: whether `check_model` looked at these weights.
+    """
     clean, worst = found.clean, found.worst
     first = f"{method} gets {clean.accuracy:.1%} of {clean.n:,} {clean.split} samples right when clean"
     if worst is None:
@@ -152,16 +169,16 @@ def sentences(
     if class_ is not None:
         name, correct, n = class_
         told = f"The weakest class there is {name}, {correct / n:.1%} right ({correct} of {n})"
-    return first, f"{told}; {_doubt(main, num_warnings)}."
+    return first, f"{told}; {_doubt(num_warnings, is_checked)}."
 
 
-def _doubt(main: Evaluation, num_warnings: int) -> str:
+def _doubt(num_warnings: int, is_checked: bool) -> str:
     if num_warnings == 1:
         return "the warning below calls these numbers in question"
     if num_warnings:
         return f"{num_warnings} warnings below call these numbers in question"
-    checked = "and check_model found nothing" if main.settings.get("check_samples") else "(check_model was not run)"
-    return f"the records show no sign of masked gradients {checked}"
+    checked = ", and check_model found nothing" if is_checked else " (check_model was not run)"
+    return f"the records show no sign of masked gradients{checked}"
 
 
 def numbers(main: Evaluation, found: Found) -> list[Number]:
