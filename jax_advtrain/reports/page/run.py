@@ -68,8 +68,10 @@ def content(held: Holdings) -> dict[str, Any]:
     margin_norm = str(held.config["defense"].get("norm", held.norm))
     if main is not None and found is not None:
         lower = verdict.lower_elsewhere(main, found, held.evaluations, held.diagnoses)
-        warnings = [*map(str, lower), *verdict.warnings_of(main), *warnings]
-        sentences = verdict.sentences(title, main, found, lower, len(warnings))
+        warnings = [*map(str, lower), *verdict.all_warnings(main, held.evaluations), *warnings]
+        same = [main, *verdict.same_weights(main, held.evaluations)]
+        is_checked = any(one.settings.get("check_samples") for one in same)
+        sentences = verdict.sentences(title, main, found, lower, num_warnings=len(warnings), is_checked=is_checked)
         told = verdict.numbers(main, found)
     else:
         sentences, told = _without_evaluation(held, title), []

@@ -115,36 +115,52 @@ def warnings_of(one: Evaluation) -> list[str]:
     return [*one.results["warnings"], *counted]
 
 
+def all_warnings(main: Evaluation, others: Sequence[Evaluation]) -> list[str]:
+    """Those of the evaluation that speaks for the run, then what others of the same weights add, each with its name."""
+    lines = warnings_of(main)
+    for other in same_weights(main, others):
+        lines += [f"{other.name}: {line}" for line in warnings_of(other) if line not in warnings_of(main)]
+    return lines
+
+
+def same_weights(main: Evaluation, others: Sequence[Evaluation]) -> list[Evaluation]:
+    """The other evaluations of the same predictor."""
+    return [one for one in others if one.name != main.name and is_same_model(main, one.results["model"])]
+
+
+def is_same_model(main: Evaluation, model: Mapping[str, Any]) -> bool:
+    """Whether step and correction are those of the evaluation: with a correction, the same weights predict otherwise."""
+    return all(model.get(name) == main.results["model"].get(name) for name in ("step", "correction"))
+
+
 def lower_elsewhere(main: Evaluation, found: Found, others: Sequence[Evaluation], diagnoses: Diagnoses) -> list[Lower]:
     """What else in the workdir found less of the same weights at the same radius, the least first: the verdict would
     flatter without it."""
     worst = found.worst
     if worst is None:
         return []
-
-    def is_same_model(model: Mapping[str, Any]) -> bool:
-        # With a correction of the logits the same weights are another predictor.
-        return all(model.get(name) == main.results["model"].get(name) for name in ("step", "correction"))
-
     lower = []
-    for other in others:
-        if other.name != main.name and is_same_model(other.results["model"]):
-            same = (WORST_OF, worst.norm, worst.epsilon, worst.split)
-            for record in records_of(other.results):
-                if (record.attack, record.norm, record.epsilon, record.split) == same:
-                    lower.append(Lower(f"the evaluation {other.name}", record.correct, record.n))
+    for other in same_weights(main, others):
+        same = (WORST_OF, worst.norm, worst.epsilon, worst.split)
+        for record in records_of(other.results):
+            if (record.attack, record.norm, record.epsilon, record.split) == same:
+                lower.append(Lower(f"the evaluation {other.name}", record.correct, record.n))
     for name, facts, _ in diagnoses:
         same = (worst.norm, worst.epsilon, worst.split)
-        if (facts["norm"], facts["epsilon"], facts["split"]) == same and is_same_model(facts["model"]):
+        if (facts["norm"], facts["epsilon"], facts["split"]) == same and is_same_model(main, facts["model"]):
             table = next(one for one in facts["accuracy"] if one["attack"] == WORST_OF)
             lower.append(Lower(name, table["correct"], table["n"]))
     return sorted((one for one in lower if one.accuracy < worst.accuracy), key=lambda one: one.accuracy)
 
 
 def sentences(
-    method: str, main: Evaluation, found: Found, lower: Sequence[Lower], num_warnings: int
+    method: str, main: Evaluation, found: Found, lower: Sequence[Lower], *, num_warnings: int, is_checked: bool
 ) -> tuple[str, str]:
-    """The verdict: how much is right, clean and attacked; which class is weakest, and whether to believe it all."""
+    """The verdict: how much is right, clean and attacked; which class is weakest, and whether to believe it all.
+
+    Args:
+      lower: see `lower_elsewhere`. is_checked: whether `check_model` looked at these weights.
+    """
     clean, worst = found.clean, found.worst
     first = f"{method} gets {clean.accuracy:.1%} of {clean.n:,} {clean.split} samples right when clean"
     if worst is None:
@@ -157,16 +173,16 @@ def sentences(
     if class_ is not None:
         name, correct, n = class_
         told = f"The weakest class there is {name}, {correct / n:.1%} right ({correct} of {n})"
-    return first, f"{told}; {_doubt(main, num_warnings)}."
+    return first, f"{told}; {_doubt(num_warnings, is_checked)}."
 
 
-def _doubt(main: Evaluation, num_warnings: int) -> str:
+def _doubt(num_warnings: int, is_checked: bool) -> str:
     if num_warnings == 1:
         return "the warning below calls these numbers in question"
     if num_warnings:
         return f"{num_warnings} warnings below call these numbers in question"
-    checked = "and check_model found nothing" if main.settings.get("check_samples") else "(check_model was not run)"
-    return f"the records show no sign of masked gradients {checked}"
+    checked = ", and check_model found nothing" if is_checked else " (check_model was not run)"
+    return f"the records show no sign of masked gradients{checked}"
 
 
 def numbers(main: Evaluation, found: Found) -> list[Number]:
