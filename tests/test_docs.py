@@ -103,7 +103,7 @@ def test_code_runs(page, tmp_path, compiled_programs):
         },
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,  # a guard; on a quiet machine none takes more than a minute or two
     )
     assert run.returncode == 0, run.stderr
 
