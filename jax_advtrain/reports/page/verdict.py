@@ -129,7 +129,7 @@ def same_weights(main: Evaluation, others: Sequence[Evaluation]) -> list[Evaluat
 
 
 def is_same_model(main: Evaluation, model: Mapping[str, Any]) -> bool:
-    """Whether step and correction are those of the evaluation: with a correction, the same weights predict otherwise."""
+    """Whether step and correction are the evaluation's: with a correction, the same weights predict otherwise."""
     return all(model.get(name) == main.results["model"].get(name) for name in ("step", "correction"))
 
 
