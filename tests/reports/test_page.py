@@ -21,7 +21,7 @@ from jax_advtrain import config as configs
 from jax_advtrain.config_check import validate
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import results
-from jax_advtrain.reports.page import charts, classes, comparison, gallery, render, verdict
+from jax_advtrain.reports.page import charts, classes, comparison, comparison_of_runs, gallery, render, verdict
 from jax_advtrain.studies import reporting
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
@@ -397,3 +397,30 @@ def test_help_does_not_wait_for_the_template_engine():
     for path in PAGE.glob("*.py"):
         outside = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
         assert "jinja2" not in ast.dump(ast.Module(outside, [])), path
+
+
+def test_the_page_of_several_runs_calls_noise_so():
+    def group(name, robust, weakest):
+        return {"name": name, "robust": {"mean": robust}, "worst_class": {"mean": weakest}}
+
+    pair = {"first": "ima", "second": "pgd_at", "robust": {"real": True}, "worst_class": {"real": False}}
+    facts = {"groups": [group("ima", 0.6, 0.3), group("pgd_at", 0.7, 0.2)], "pairs": [pair]}
+    first, second = comparison_of_runs.sentences(facts, 2, "L2 1")
+    assert (
+        first
+        == "pgd_at is the most robust, 70.0% right under the worst case at L2 1; 1 of 1 pairs differ beyond noise."
+    )
+    assert second == "The weakest class is least weak with ima, 30.0%; within noise of it: pgd_at."
+
+
+def test_what_check_model_found_of_the_same_weights_stands_at_the_top(run):
+    other = Path(shutil.copytree(run / "eval" / "best", run / "eval" / "checked"))
+    rewrite(other / "settings.json", lambda settings: settings.update(check_samples=20))
+    assert "and check_model found nothing" in drawn(run).text
+    rewrite(other / "results.json", lambda found: found.update(warnings=["outputs are probabilities"]))
+    page = drawn(run)
+    assert "1 warning checked: outputs are probabilities" in page.text
+    assert "the warning below calls these numbers in question" in page.text
+    # Of an earlier step it says nothing of these weights.
+    rewrite(other / "results.json", lambda found: found["model"].update(step=1))
+    assert "warning below" not in drawn(run).text

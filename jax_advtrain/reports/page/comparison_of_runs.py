@@ -52,7 +52,13 @@ def sentences(facts: Mapping[str, Any], num_runs: int, where: str) -> tuple[str,
     best = max(groups, key=lambda group: group["robust"]["mean"])
     weakest = max(groups, key=lambda group: group["worst_class"]["mean"])
     right = f"{best['robust']['mean']:.1%} right under the worst case at {where}"
-    second = f"The weakest class is least weak with {weakest['name']}, {weakest['worst_class']['mean']:.1%}."
+    alike = [
+        pair["second"] if pair["first"] == weakest["name"] else pair["first"]
+        for pair in pairs
+        if weakest["name"] in (pair["first"], pair["second"]) and not pair["worst_class"]["real"]
+    ]
+    noise = f"; within noise of it: {', '.join(alike)}" if alike else ""
+    second = f"The weakest class is least weak with {weakest['name']}, {weakest['worst_class']['mean']:.1%}{noise}."
     if len(groups) == 1:
         return f"{best['name']} is {right}, over {num_runs} runs.", second
     beyond = sum(pair["robust"]["real"] for pair in pairs)
