@@ -4,10 +4,10 @@ Data, network, optimizer and evaluation as in hippocampus_standard.py. The publi
 ascend the training loss, an attacked image is placed at the boundary of mean Dice 0.6, all slices with foreground
 take part. But 5 attack steps and 5 bisections in place of 20 and 10; and delta and eps_max, published in z-score
 units (2 and 10), are of [0, 1] images here: eps_max is twice the median margin (1.28) of a standard model, as
---mode=margins found it after 6 epochs on 32 cases; delta crosses it in 13 visits. A voxel's share, spread evenly:
+--mode=margins found it after 6 epochs on 40 cases; delta crosses it in 13 visits. A voxel's share, spread evenly:
 eps_max / 40 = 0.0625.
 
-The whole way from fresh weights, or --config.init_from=runs/hippocampus_standard.
+Not yet run. The whole way from fresh weights, or --config.init_from=runs/hippocampus_standard.
 """
 
 from jax_advtrain.config import base

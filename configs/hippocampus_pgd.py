@@ -1,7 +1,9 @@
 """PGD adversarial training (Madry et al. 2018) on hippocampus MRI, L2 radius 1: --config.data.data_dir=FOLDER.
 
-Data, network, optimizer and evaluation as in hippocampus_standard.py. 5 attack steps (the published runs take 20), of
-the loss that training descends.
+Data, network, optimizer and evaluation as in hippocampus_standard.py; 5 attack steps (the published runs take 20), of
+the loss that training descends. Radius 1 is 0.025 a voxel of a 40 x 40 slice, spread evenly.
+
+A step took 0.44 s of processor time on one core of a busy machine: 93 steps x 20 epochs are 14 minutes. Not yet run.
 """
 
 from jax_advtrain.config import base
