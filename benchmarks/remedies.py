@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--names", default="", help="methods of it, with commas; default: all")
     parser.add_argument("--seeds", default="", help="seeds of it, with commas; default: all")
     args = parser.parse_args()
-    asked: Any = command_line.read_config(args.config)
+    asked: Any = command_line.read_config(args.config, grids=True)
     with asked.unlocked():
         asked.names = tuple(args.names.split(",")) if args.names else tuple(asked.methods)
         asked.seeds = tuple(int(seed) for seed in args.seeds.split(",")) if args.seeds else tuple(asked.seeds)

@@ -1,6 +1,6 @@
 """Standard training on MNIST: --config.data.data_dir=DIR.
 
-Data, network, optimizer and evaluation as in mnist_ima.py. README's figures are of 10,000 training images.
+Data, network, optimizer and evaluation as in mnist_ima.py. The figures of docs/index.md are of 10,000 training images.
 """
 
 from jax_advtrain.config import base

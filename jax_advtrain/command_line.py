@@ -120,9 +120,9 @@ def read_grid(argv: list[str], modes: Mapping[str, str], usage: str) -> Asked | 
     return Asked(holder.value, found.mode, folder, found.multihost)
 
 
-def read_config(given: str) -> ml_collections.ConfigDict:
-    """The config of a file, found as --config finds it."""
-    return _load(_find(given))
+def read_config(given: str, *, grids: bool = False) -> ml_collections.ConfigDict:
+    """The config of a file, or the grid of one, found as --config finds it."""
+    return _load(_find(given, grids=grids), grids=grids)
 
 
 def _flags(modes: Mapping[str, str] = MODES) -> flags.FlagValues:
@@ -223,6 +223,8 @@ def _load(path: Path, *, grids: bool = False) -> ml_collections.ConfigDict:
         raise ConfigError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from None
     if not isinstance(found, ml_collections.ConfigDict):
         raise ConfigError(f"{path}: get_config() gives {type(found).__name__}, not a ConfigDict")
+    if not grids and "base" in found and "methods" in found:
+        raise ConfigError(f"{path} holds a grid of runs: python -m jax_advtrain.compare --config={path} trains it")
     return found
 
 

@@ -98,6 +98,7 @@ TINY = "--config={tiny}"
         ([TINY, "--wrokdir=x"], ["Unknown command line flag 'wrokdir'. Did you mean: workdir"]),
         ([TINY, "now"], ["'now' is no flag; write --config.FIELD=VALUE"]),
         ([TINY, "config.epochs=3"], ["'config.epochs=3' is no flag"]),
+        (["--config={folder}/grid.py"], ["grid.py holds a grid of runs: python -m jax_advtrain.compare"]),
         ([TINY, "--config.epoch=3"], ["--config.epoch: no such field; did you mean 'epochs'?"]),
         ([TINY, "--config.defense.dleta=3"], ["--config.defense.dleta: no such field; did you mean 'defense.delta'?"]),
         ([TINY, "--config.zzz=3"], ["--config.zzz: no such field; fields: accumulate, analysis, batch_size"]),
@@ -141,6 +142,8 @@ def test_bad_command_lines(refused, unchanged, tiny_config, tmp_path, monkeypatc
         "empty": "",
         "dict": "def get_config(): return {}",
         "typed": start + "    config.epochs = 'x'\n    return config",
+        "grid": "from jax_advtrain.config import base\nfrom jax_advtrain.studies.grid import grid\n"
+        "def get_config():\n    return grid(base(), {'ima': {}})",
         "made_up": start + "    config.eval.atacks = ''\n    return config",
     }.items():
         (tmp_path / f"{name}.py").write_text(text)

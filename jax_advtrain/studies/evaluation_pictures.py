@@ -114,8 +114,10 @@ def _draw_overlays(path: Path, few: Dataset, clean: Attacked, found: Attacked, t
         rows = np.arange(len(few))
         pixels, labels = ([one[rows, :, :, fullest] for one in group] for group in (pixels, labels))
     groups = few.groups
+    clean_pixels, attacked_pixels = pixels
     segmentations.overlays(
-        *pixels,
+        clean_pixels,
+        attacked_pixels,
         path,
         truth=labels[0],
         clean_prediction=labels[1],
