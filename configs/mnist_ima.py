@@ -2,7 +2,8 @@
 
 Whole training set but for 5,000 validation images. Measured with --config.defense.eps_max=0.5 --config.epochs=60: the
 margins are at equilibrium after 28 epochs (about 60 s each on 2 quiet cores); 0.985 clean, worst of two PGD 0.928 at
-0.3 (benchmarks/results/mnist_full.md). The table of docs/index.md is of 10,000 training images (benchmarks/mnist_reference.py).
+0.3 (benchmarks/results/mnist_full.md). That of 10,000 training images is
+benchmarks/results/mnist_reference.md.
 """
 
 from jax_advtrain.config import base
