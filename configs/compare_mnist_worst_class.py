@@ -3,7 +3,7 @@
 The first 10,000 training images, 3 seeds, all 10,000 test images, worst of two PGD-100. The network is a quarter of
 small_cnn (105,866 parameters), so that the whole runs on 2 cores. benchmarks/remedies.py makes a table of the runs.
 
-Not measured.
+Measured (but for frl): benchmarks/results/remedies.md.
 """
 
 from jax_advtrain.config import base
