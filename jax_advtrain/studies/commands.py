@@ -95,6 +95,7 @@ def missing(held: Holdings, folder: Path) -> Commands:
         )
 
     keeps_margins = any(one.get("margins") for one in held.epochs)
+    of_classes = held.config.get("dice_threshold") is None  # what asks for one class an image, segmentation refuses
     found = []
     if not held.epochs:
         train = line(f"--config={folder / workdir.CONFIG_NAME}", f"--workdir={folder}")
@@ -103,15 +104,16 @@ def missing(held: Holdings, folder: Path) -> Commands:
         found.append((f"Margins: the defense {held.config['defense']['name']} keeps none; ima, ame and mma do.", ""))
     if not held.evaluations:
         found.append(("Attacks: nothing is evaluated.", more("evaluate")))
-    elif not any(one.settings.get("check_samples") for one in held.evaluations):
+    elif of_classes and not any(one.settings.get("check_samples") for one in held.evaluations):
         flags = ("--config.eval.name=checked", "--config.eval.check_samples=200")
         found.append(("A look for signs that the attacks fail on this model (check_model):", more("evaluate", *flags)))
-    if not held.diagnoses:
+    if of_classes and not held.diagnoses:
         found.append(("Which classes are weak beyond noise, flows, confidence (diagnosis):", more("diagnose")))
-    found += _missing_images(held, folder, more)
+    if of_classes:
+        found += _missing_images(held, folder, more)
     if not held.surveys:
         found.append(("How far every test sample is from the boundary:", more("margins")))
-    if keeps_margins and not held.equilibria:
+    if of_classes and keeps_margins and not held.equilibria:
         found.append(("Whether the margins are the distances to the boundary:", more("equilibrium")))
     return found
 

@@ -120,6 +120,18 @@ def test_a_whole_run(finished):
 
 
 @pytest.mark.slow
+def test_the_report_speaks_of_dice(finished):
+    page = (finished / "report.html").read_text()
+    worst = results.read_results(finished / "eval" / "best")["records"][-2]
+    assert worst["attack"] == "worst-of" and worst["epsilon"] == 0.5
+    dice = worst["segmentation"]["dice"]
+    assert f"and {dice['mean']['value']:.3f} under the worst of 2 attacks at L2 0.5" in page
+    least = min(dice["per_class"], key=lambda one: one["value"])
+    assert f"The weakest class there is {least['class']}, Dice {least['value']:.3f}" in page
+    assert "Dice over epochs" in page and "Dice against radius" in page
+
+
+@pytest.mark.slow
 def test_results_are_what_per_case_and_per_sample_hold(finished):
     """Dice by case, its means, and the worst case, computed a second time from the files."""
     folder = finished / "eval" / "best"

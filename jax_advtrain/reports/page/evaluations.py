@@ -32,6 +32,7 @@ def _part(one: Evaluation) -> dict[str, Any]:
         "n": clean.n,
         "warnings": verdict.warnings_of(one),
         "curves": [_curve(records, clean, norm) for norm in norms],
+        "dice_curves": [_dice_curve(records, clean, norm) for norm in norms if clean.segmentation is not None],
         "areas": [(NORM_NAMES.get(curve["norm"], curve["norm"]), curve["area"]) for curve in one.results["headline"]],
         "rows": [_row(record, one.class_names) for record in _ordered(records)],
     }
@@ -57,6 +58,26 @@ def _curve(records: Sequence[Record], clean: Record, norm: str) -> dict[str, Any
     }
 
 
+def _dice_curve(records: Sequence[Record], clean: Record, norm: str) -> dict[str, Any]:
+    """Of segmentation: the Dice of the worst case over the radius, its mean and that of each class."""
+    worst = sorted((r for r in records if r.norm == norm and r.attack == WORST_OF), key=lambda record: record.epsilon)
+    at: list[tuple[float, Any]] = [(one.epsilon if one.norm else 0.0, verdict.dice_of(one)) for one in (clean, *worst)]
+    names = [one["class"] for one in at[0][1]["per_class"]]
+    lines = {"mean": [(epsilon, dice["mean"]) for epsilon, dice in at]}
+    lines |= {name: [(epsilon, dice["per_class"][k]) for epsilon, dice in at] for k, name in enumerate(names)}
+    series = []
+    for number, (name, points) in enumerate(lines.items()):
+        known = [(epsilon, one["value"]) for epsilon, one in points if one["value"] is not None]
+        looks = {"colour": "red", "width": 3} if number == 0 else {**charts.look(number - 1), "width": 1.3}
+        series.append(Series(name, known, **looks))
+    return {
+        "norm": norm,
+        "name": NORM_NAMES.get(norm, norm),
+        "chart": charts.lines(series, x=radius_label(norm), y="Dice", domain=(0, 1)),
+        "legend": series,
+    }
+
+
 def _ordered(records: Sequence[Record]) -> list[Record]:
     """Clean; then radius by radius the worst case, and the attacks from strong to weak."""
     places = list(dict.fromkeys((record.norm, record.epsilon) for record in records if record.norm))
@@ -68,7 +89,7 @@ def _ordered(records: Sequence[Record]) -> list[Record]:
 
 
 def _row(record: Record, names: Sequence[str]) -> dict[str, Any]:
-    class_ = verdict.weakest(record, names)
+    class_, dice = verdict.weakest(record, names), verdict.dice_of(record)
     return {
         "norm": NORM_NAMES.get(record.norm or "", record.norm or "-"),
         "epsilon": record.epsilon,
@@ -77,6 +98,7 @@ def _row(record: Record, names: Sequence[str]) -> dict[str, Any]:
         "accuracy": record.accuracy,
         "interval": verdict.interval(record.correct, record.n),
         "n": record.n,
+        "dice": None if dice is None else dice["mean"]["value"],
         "weakest": "-" if class_ is None else f"{class_[1] / class_[2]:.1%} ({class_[0]})",
         "weakest_value": None if class_ is None else class_[1] / class_[2],
         "passes": record.passes,

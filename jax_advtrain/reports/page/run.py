@@ -107,17 +107,20 @@ def _charts(parts: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def take(where: dict[str, Any] | None, field: str, name: str) -> None:
-        if where is not None:
+        if where is not None and where[field] is not None:
             found[name] = where[field]
             where[field] = {"name": name, "height": where[field]["usermeta"]["height"]}
 
     take(parts["training"], "loss", "loss")
     take(parts["training"], "accuracy", "accuracy")
+    take(parts["training"], "dice", "dice")
     take(parts["margins"], "histogram", "margins")
     take(parts["margins"], "course", "margin-course")
     for i, one in enumerate(parts["evaluations"]):
         for curve in one["curves"]:
             take(curve, "chart", f"curve-{i}-{curve['norm']}")
+        for curve in one["dice_curves"]:
+            take(curve, "chart", f"dice-{i}-{curve['norm']}")
     for kind in ("classes", "surveys", "equilibria"):
         for i, one in enumerate(parts[kind]):
             take(one, "map" if kind == "classes" else "chart", f"{kind}-{i}")

@@ -30,10 +30,14 @@ def section(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             found.append(Series(name, points, colours[name], (6, 3) if line == "--" else (1, 0)))
     loss = Series("training loss", [(one["epoch"], one["train"]["loss"]) for one in epochs], "ink")
     monitored = [one for one in epochs if (one.get("validation") or {}).get("robust_accuracy") is not None]
-    best = max(monitored, key=lambda one: one["validation"]["robust_accuracy"], default=None)
+    by = "robust_dice" if any("robust_dice" in one["validation"] for one in monitored) else "robust_accuracy"
+    best = max(monitored, key=lambda one: one["validation"].get(by, 0.0), default=None)
     told = {} if best is None else best["validation"]
     where = verdict.radius(told["norm"], told["epsilon"]) if "epsilon" in told else ""
+    dice = _dice(epochs)
     return {
+        "dice": charts.lines(dice, x="epoch", y="Dice", whole=True, domain=(0, 1)) if dice else None,
+        "dice_legend": dice,
         "loss": charts.lines([loss], x="epoch", y="loss, mean per sample", whole=True),
         "accuracy": charts.lines(found, x="epoch", y="accuracy", percent=True, whole=True, domain=(0, 1)),
         "legend": found,
@@ -45,6 +49,16 @@ def section(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "columns": ["epoch", "loss", *(one.name for one in found)],
         "series": found,
     }
+
+
+def _dice(epochs: Sequence[Mapping[str, Any]]) -> list[Series]:
+    """Of segmentation the Dice on validation, clean and under the monitor's attacks; else nothing."""
+    found = []
+    for key, name, colour in (("clean_dice", "clean", "blue"), ("robust_dice", "attacked", "red")):
+        points = [(one["epoch"], (one.get("validation") or {}).get(key)) for one in epochs]
+        points = [(epoch, value) for epoch, value in points if value is not None]
+        found += [Series(name, points, colour)] if points else []
+    return found
 
 
 def _row(one: Mapping[str, Any]) -> dict[str, Any]:

@@ -162,14 +162,23 @@ def sentences(
       lower: see `lower_elsewhere`. is_checked: whether `check_model` looked at these weights.
     """
     clean, worst = found.clean, found.worst
-    first = f"{method} gets {clean.accuracy:.1%} of {clean.n:,} {clean.split} samples right when clean"
+    dice, attacked_dice = dice_of(clean), dice_of(worst)
+    if dice is None:
+        first = f"{method} gets {clean.accuracy:.1%} of {clean.n:,} {clean.split} samples right when clean"
+    else:
+        reached = f"a mean Dice of {_value(dice['mean'])} over {dice['mean']['cases']} {clean.split} cases"
+        first = f"{method} reaches {reached} when clean"
     if worst is None:
         return f"{first}.", "It was not attacked."
     attacks = f"the worst of {found.num_attacks} attacks" if found.num_attacks > 1 else "one attack"
-    first += f", and {worst.accuracy:.1%} under {attacks} at {radius(worst.norm, worst.epsilon)}"
-    first += f"; {lower[0].source} leaves {lower[0].accuracy:.1%}." if lower else "."
-    class_ = weakest(worst, main.class_names)
+    left = f"{worst.accuracy:.1%}" if attacked_dice is None else _value(attacked_dice["mean"])
+    first += f", and {left} under {attacks} at {radius(worst.norm, worst.epsilon)}"
+    unit = " of slices right" if attacked_dice is not None else ""
+    first += f"; {lower[0].source} leaves {lower[0].accuracy:.1%}{unit}." if lower else "."
+    class_, least = weakest(worst, main.class_names), weakest_dice(worst)
     told = "Classes were not counted"
+    if least is not None:
+        told = f"The weakest class there is {least['class']}, Dice {_value(least)}"
     if class_ is not None:
         name, correct, n = class_
         told = f"The weakest class there is {name}, {correct / n:.1%} right ({correct} of {n})"
@@ -186,8 +195,11 @@ def _doubt(num_warnings: int, is_checked: bool) -> str:
 
 
 def numbers(main: Evaluation, found: Found) -> list[Number]:
-    """Clean, robust, weakest class."""
+    """Clean, robust, weakest class; of segmentation the Dice of clean, attacked, weakest class."""
     clean, worst = found.clean, found.worst
+    dice = dice_of(clean)
+    if dice is not None:
+        return _dice_numbers(dice, found)
     counted = f"{clean.correct:,} of {clean.n:,} {clean.split} samples"
     told = [Number("clean", f"{clean.accuracy:.1%}", interval(clean.correct, clean.n), counted)]
     if worst is None:
@@ -201,3 +213,39 @@ def numbers(main: Evaluation, found: Found) -> list[Number]:
         counted = f"{name}: {correct} of {n}, {where}"
         told.append(Number("weakest class", f"{correct / n:.1%}", interval(correct, n), counted))
     return told
+
+
+def _dice_numbers(dice: Mapping[str, Any], found: Found) -> list[Number]:
+    clean, worst = found.clean, found.worst
+    right = f"{clean.correct:,} of {clean.n:,} slices right"
+    told = [Number("Dice, clean", _value(dice["mean"]), _dice_interval(dice["mean"]), right)]
+    attacked, least = dice_of(worst), weakest_dice(worst)
+    if worst is not None and attacked is not None:
+        where = f"worst of {found.num_attacks}, {radius(worst.norm, worst.epsilon)}"
+        right = f"{where}; {worst.correct:,} slices right"
+        told.append(Number("Dice, attacked", _value(attacked["mean"]), _dice_interval(attacked["mean"]), right))
+        if least is not None:
+            named = f"{least['class']}, {where}"
+            told.append(Number("Dice, weakest class", _value(least), _dice_interval(least), named))
+    return told
+
+
+def dice_of(record: Record | None) -> Mapping[str, Any] | None:
+    """Mean and classes of a record's Dice over cases; None of classification."""
+    return None if record is None or record.segmentation is None else record.segmentation["dice"]
+
+
+def weakest_dice(record: Record | None) -> Mapping[str, Any] | None:
+    """The class with the least Dice, where any is known."""
+    dice = dice_of(record)
+    known = [] if dice is None else [one for one in dice["per_class"] if one["value"] is not None]
+    return min(known, key=lambda one: one["value"], default=None)
+
+
+def _value(found: Mapping[str, Any]) -> str:
+    return "unknown" if found["value"] is None else f"{found['value']:.3f}"
+
+
+def _dice_interval(found: Mapping[str, Any]) -> str:
+    """By bootstrap over the cases."""
+    return "unknown" if found["low"] is None else f"{found['low']:.3f} to {found['high']:.3f}"
