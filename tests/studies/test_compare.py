@@ -88,14 +88,14 @@ def test_bad_input_is_one_line(compare, grid_file, tmp_path):
     changed('"standard": {}', '"standard": {"config": "mnist_imaa.py"}', "no such file; did you mean")
     changed("return asked", "return config", "grid field")
     # A run of another config lies where one of the grid's would.
-    other = configs.plain(command_line.read_config(str(grid_file)).base) | {"seed": 7}
+    other = configs.plain(command_line.read_config(str(grid_file), grids=True).base) | {"seed": 7}
     workdir.write_json(tmp_path / "runs/standard/seed-0/config.json", other)
     code, _, err = compare()
     assert code == 2 and err.count("\n") == 1 and "holds a run of another config: seed (7 there, 0 here)" in err
 
 
 def test_radii_make_runs(grid_file, tmp_path):
-    asked = command_line.read_config(str(grid_file))
+    asked = command_line.read_config(str(grid_file), grids=True)
     asked.radii, asked.reference = (0.1, 0.2), "ima-0.1"
     runs = grid.runs(asked, tmp_path)
     told = [
