@@ -343,13 +343,18 @@ def test_composed_attacks_under_jit_vmap_and_shard_map_on_eight_devices(eight_de
     assert output.count("equal: ") == len(FEW), output
 
 
-@pytest.mark.slow
-def test_the_whole_matrix_on_eight_devices():
-    process = script()
+WORKING = [f"{outer}({inner})" for outer, inner, mark in matrix.pairs() if mark == "."]
+
+
+@pytest.mark.parametrize(
+    "pairs", [pytest.param(WORKING[::4], marks=pytest.mark.slow), pytest.param(WORKING, marks=pytest.mark.nightly)],
+    ids=["every fourth", "all"],
+)  # fmt: skip
+def test_the_matrix_on_eight_devices(pairs):
+    process = script(*pairs)
     output, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, output
-    working = [mark for _, _, mark in matrix.pairs() if mark == "."]
-    assert output.count("equal: ") == len(working) > 50, output
+    assert len(WORKING) > 50 and output.count("equal: ") == len(pairs), output
 
 
 @pytest.mark.slow

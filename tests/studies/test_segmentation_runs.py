@@ -79,8 +79,12 @@ def weights_and_margins(folder: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     step = workdir.newest_step(folder, LAST)
+    place = (folder / "checkpoints" / LAST / str(step) / "state").absolute()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.restore((folder / "checkpoints" / LAST / str(step) / "state").absolute())
+        tree = reader.metadata(place).item_metadata.tree
+        # The devices that wrote it are not those of this process.
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        found = reader.restore(place, restore_args=as_numpy)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
 
 
