@@ -4,6 +4,7 @@ A remedy says by what each class's radius, weights and losses are multiplied, an
 in which the monitor ran; here those factors meet the method. They lie in the method state, and so in the checkpoints.
 """
 
+import abc
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Factors(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Classwise:
+class Classwise(abc.ABC):
     """A method with a remedy around it; a subclass has `init_remedy`, `factors` and `updated`.
 
     Attributes:
@@ -43,17 +44,17 @@ class Classwise:
 
     method: Defense
 
+    @abc.abstractmethod
     def init_remedy(self, num_classes: int) -> dict[str, jax.Array]:
         """The remedy's own state before the first epoch."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def factors(self, remedy: dict[str, jax.Array]) -> Factors:
         """What follows from that state; jit-able."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def updated(self, remedy: dict[str, np.ndarray], held_out: HeldOut) -> dict[str, np.ndarray]:
         """That state after an epoch; numpy, on the host."""
-        raise NotImplementedError
 
     @property
     def most_radius(self) -> float:

@@ -158,15 +158,15 @@ def fit_under_attack(
     batch_size: int = 256,
     **settings: Any,
 ) -> Float[np.ndarray, "classes"]:
-    """A correction that holds while it is attacked: the `best` of `try_under_attack`, whose arguments these are."""
+    """A correction that holds while it is attacked: the `best_of` `try_under_attack`, whose arguments these are."""
     tried = try_under_attack(
         logits_fn, data, attack, mesh,
         norm=norm, epsilon=epsilon, rounds=rounds, seed=seed, batch_size=batch_size, **settings,
     )  # fmt: skip
-    return best(tried, settings.get("most_loss", MOST_LOSS)).correction
+    return best_of(tried, settings.get("most_loss", MOST_LOSS)).correction
 
 
-def best(tried: Sequence[Tried], most_loss: float) -> Tried:
+def best_of(tried: Sequence[Tried], most_loss: float) -> Tried:
     """The best worst class (then mean) among those that lose at most `most_loss` of the mean of the first."""
     allowed = [one for one in tried if one.mean >= tried[0].mean - most_loss - 1e-12]
     return max(allowed, key=lambda one: one[:2])

@@ -75,7 +75,7 @@ def correct_run(config: Any, folder: Path | str, display: Display | None = None)
     facts = {
         "settings": settings,
         "class_names": list(data.class_names),
-        "correction": logit_correction.best(tried, asked.most_loss).correction.tolist(),
+        "correction": logit_correction.best_of(tried, asked.most_loss).correction.tolist(),
         "tried": [{"worst": one.worst, "mean": one.mean, "correction": one.correction.tolist()} for one in tried],
     }
     if workdir.is_writer():
