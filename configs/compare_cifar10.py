@@ -16,7 +16,9 @@ def get_config():
     config.data.num_train = 10_000
     config.data.validation_size = 2000
     config.data.augment = ("reflect_pad_crop:4", "flip")
-    config.epochs = 15
+    config.model.channels = (16, 32)
+    config.model.hidden = (64,)
+    config.epochs = 20
     config.monitor.epsilon = 4 / 255
     config.eval.num_samples = 1000
     config.eval.attacks = "fgsm, pgd:num_steps=40:alpha=4.0, pgd:num_steps=40:alpha=4.0:loss=lm"

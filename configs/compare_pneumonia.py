@@ -14,6 +14,8 @@ def get_config():
     config = base("standard", "small_cnn")
     config.data.name = "pneumoniamnist"
     config.data.path = "pneumoniamnist.npz"
+    config.model.channels = (16, 32)
+    config.model.hidden = (64,)
     config.epochs = 20
     config.monitor.epsilon = 0.03
     config.eval.attacks = (
