@@ -28,7 +28,7 @@ def get_config():
         config,
         {
             "standard": {"monitor": {"every": 5}},
-            "pgd_at": {"defense": {"epsilon": 8 / 255}},
+            "pgd_at": {"defense": {"epsilon": 8 / 255, "warmup_epochs": 10}},
             "trades": {"defense": {"epsilon": 8 / 255}},
             "ima": {"defense": {"eps_max": 8 / 255, "delta": 1 / 255}},
         },

@@ -16,11 +16,11 @@ def get_config():
     config.data.path = "pneumoniamnist.npz"
     config.model.channels = (16, 32)
     config.model.hidden = (64,)
-    config.epochs = 20
+    config.epochs = 15
     config.monitor.epsilon = 0.03
     config.eval.attacks = (
         "fgsm, ifgsm:num_steps=10, pgd:num_steps=10:alpha=4.0, pgd:num_steps=10:alpha=4.0:loss=lm,"
-        " pgd:num_steps=100:alpha=4.0:restarts=2, pgd:num_steps=100:alpha=4.0:loss=lm:restarts=2"
+        " pgd:num_steps=100:alpha=4.0, pgd:num_steps=100:alpha=4.0:loss=lm"
     )
     config.eval.epsilons_linf = (0.01, 0.03, 0.05, 0.1)
     config.eval.epsilons_l2 = ()

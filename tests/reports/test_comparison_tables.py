@@ -1,10 +1,11 @@
 """The table's three writings say the same, and mark what is best and what is within noise of it."""
 
 import csv
+import itertools
 
 import pytest
 
-from jax_advtrain.reports import comparison, comparison_figure
+from jax_advtrain.reports import comparison, comparison_figure, style
 
 
 def row(what, attack, norm, epsilon, best, **values):
@@ -68,3 +69,16 @@ def test_terminal_and_figure(tmp_path):
     assert comparison_figure.comparison_figure(COMPARED, tmp_path / "a.png").stat().st_size > 15_000
     alone = {**COMPARED, "rows": COMPARED["rows"][:1]}
     assert comparison_figure.comparison_figure(alone, tmp_path / "b.png").stat().st_size > 1_000
+
+
+def test_names_of_points_that_lie_close_do_not_meet(tmp_path):
+    figure, grid = style.new_figure(5.0, 4.0)
+    x = {f"method_{k}": {"mean": 0.9 + 0.001 * (k % 4)} for k in range(12)} | {"apart": {"mean": 0.5}, "none": None}
+    y = {f"method_{k}": {"mean": 0.8 + 0.001 * (k // 4)} for k in range(12)} | {"apart": {"mean": 0.1}, "none": None}
+    for name in x.keys() - {"none"}:
+        grid[0, 0].plot([x[name]["mean"]], [y[name]["mean"]], "o")
+    comparison_figure._name_points(grid[0, 0], x, y)
+    named = {text.get_text(): text.get_window_extent() for text in grid[0, 0].texts}
+    assert "apart" in named and 2 <= len(named) < 13
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(named.values(), 2))
+    style.save(figure, tmp_path / "points.png")
