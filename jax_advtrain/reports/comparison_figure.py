@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from jax_advtrain.evaluation.comparison import ACCURACY, AREA
@@ -53,7 +54,7 @@ def comparison_figure(compared: Mapping[str, Any], path: str | os.PathLike) -> P
                     ha="left")  # fmt: skip
     style.legend(figure, loc="outside right upper", handlelength=3.2)
     if areas:
-        _name_points(grid[0, -1], clean["values"], areas[0]["values"])
+        _name_points(figure, grid[0, -1], clean["values"], areas[0]["values"])
     return style.save(figure, path)
 
 
@@ -87,16 +88,16 @@ def _against(axes: Axes, clean: Mapping[str, Any], area: Mapping[str, Any], name
     axes.margins(0.18)
 
 
-def _name_points(axes: Axes, x: Mapping[str, Any], y: Mapping[str, Any]) -> None:
+def _name_points(figure: Figure, axes: Axes, x: Mapping[str, Any], y: Mapping[str, Any]) -> None:
     """Each point's name on that side of it where it meets no other; names without room are left to the legend."""
     points = {name: (x[name]["mean"], y[name]["mean"]) for name in x if x[name] is not None and y[name] is not None}
-    axes.figure.draw_without_rendering()  # the layout must stand before names can be measured
-    half = 5 * axes.figure.dpi / 72
+    figure.draw_without_rendering()  # the layout must stand before names can be measured
+    half = 5 * figure.dpi / 72
     boxes = [Bbox([at - half, at + half]) for at in axes.transData.transform(list(points.values()))] if points else []
     for (name, at), own in zip(points.items(), boxes[:], strict=True):
         for right, up in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 3), (0, -3)):
-            look = dict(ha=("center", "left", "right")[right], va="bottom" if up > 0 else "top", fontsize=7)
-            text = axes.annotate(name, at, xytext=(5 * right, 2 * up), textcoords="offset points", **look)
+            text = axes.annotate(name, at, xytext=(5 * right, 2 * up), textcoords="offset points", fontsize=7)
+            text.set(ha=("center", "left", "right")[right], va="bottom" if up > 0 else "top")
             box = text.get_window_extent()
             if not any(box.overlaps(other) for other in boxes if other is not own):
                 boxes.append(box)

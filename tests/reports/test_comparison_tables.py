@@ -77,7 +77,7 @@ def test_names_of_points_that_lie_close_do_not_meet(tmp_path):
     y = {f"method_{k}": {"mean": 0.8 + 0.001 * (k // 4)} for k in range(12)} | {"apart": {"mean": 0.1}, "none": None}
     for name in x.keys() - {"none"}:
         grid[0, 0].plot([x[name]["mean"]], [y[name]["mean"]], "o")
-    comparison_figure._name_points(grid[0, 0], x, y)
+    comparison_figure._name_points(figure, grid[0, 0], x, y)
     named = {text.get_text(): text.get_window_extent() for text in grid[0, 0].texts}
     assert "apart" in named and 2 <= len(named) < 13
     assert not any(one.overlaps(other) for one, other in itertools.combinations(named.values(), 2))
