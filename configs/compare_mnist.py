@@ -4,7 +4,7 @@ Standard, PGD-AT, TRADES, MART and IMA with 3 seeds, the others with 1. Defenses
 network is a quarter of small_cnn (105,866 parameters), as in compare_mnist_worst_class.py, whose runs of the same
 workdir are found.
 
-Measured: benchmarks/results/compare_mnist.md, about 90 minutes of one core in all.
+Measured: benchmarks/results/compare_mnist.md, about 2 hours of one core in all.
 """
 
 from jax_advtrain.config import base

@@ -4,7 +4,7 @@ Two classes, nine images of pneumonia to one of none in training: balanced accur
 calibration are rows of the table. A radius that grows, and a checkpoint by mean plus worst class: otherwise the
 constant classifier, which is robust at any radius, wins.
 
-Measured: benchmarks/results/compare_pneumonia.md, about 25 minutes of one core in all.
+Measured: benchmarks/results/compare_pneumonia.md, about 30 minutes of one core in all.
 """
 
 from jax_advtrain.config import base
