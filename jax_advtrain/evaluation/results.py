@@ -17,6 +17,7 @@ import jsonschema.exceptions
 import numpy as np
 
 from jax_advtrain.evaluation.masking import masking_warnings
+from jax_advtrain.evaluation.one_class import one_class_warnings
 from jax_advtrain.evaluation.records import (
     CLEAN,
     WORST_OF,
@@ -51,6 +52,7 @@ __all__ = [
     "radii",
     "read_per_sample",
     "read_results",
+    "record_warnings",
     "records_of",
     "results_table",
     "sample_key",
@@ -157,10 +159,15 @@ def build_results(
             _plain(_record_to_dict(record), f"records[{i}] ({record.attack})") for i, record in enumerate(records)
         ],
         headline=_plain(headline(records), "headline"),
-        warnings=[*map(str, warnings), *masking_warnings(records)],
+        warnings=[*map(str, warnings), *record_warnings(records)],
     )
     check_results(results)
     return results
+
+
+def record_warnings(records: Sequence[Record]) -> list[str]:
+    """What the records themselves call in question: one class for all samples, signs of masked gradients."""
+    return [*one_class_warnings(records), *masking_warnings(records)]
 
 
 def check_results(results: Any, where: str = "results") -> None:

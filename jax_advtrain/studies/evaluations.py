@@ -143,7 +143,7 @@ def evaluate_state(
                 found["model"]["bad_gradients"],
                 results.read_per_case(twin),
             )
-            checked = [line for line in found["warnings"] if line not in results.masking_warnings(measured[0])]
+            checked = [line for line in found["warnings"] if line not in results.record_warnings(measured[0])]
         else:
             checked = _check(config, display, logits_fn, data)
             measured = _measure(config, target, settings, display, experiment, logits_fn, data, which)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from jax_advtrain.evaluation.one_class import only_class
+from jax_advtrain.evaluation.records import ClassCount
 from jax_advtrain.training import workdir
 from jax_advtrain.training.events import Events
 from jax_advtrain.training.experiment import Experiment
@@ -160,8 +162,16 @@ def _summary(line: dict[str, Any]) -> str:
     if validation:
         what, name = ("Dice clean", "dice") if "clean_dice" in validation else ("clean", "accuracy")
         parts.append(f"{what} {validation[f'clean_{name}']:.3f}  robust {validation[f'robust_{name}']:.3f}")
+        if _is_one_class(validation):
+            parts.append("(one class for all)")
     if "margins" in line:
         parts.append(f"mean margin {line['margins']['mean']:.4f}")
         if line["margins"]["equilibrium"]:
             parts.append("(equilibrium)")
     return "  ".join(parts)
+
+
+def _is_one_class(validation: dict[str, Any]) -> bool:
+    """Whether every clean sample of the monitor got the same class."""
+    counts = validation.get("per_class", {}).get("clean")
+    return counts is not None and only_class(list(map(ClassCount, counts["n"], counts["correct"]))) is not None
