@@ -39,14 +39,14 @@ def get_config():
             "trades": {"defense": FIXED, "seeds": SEEDS},
             "mart": {"defense": FIXED, "seeds": SEEDS},
             "ima": {"defense": {"eps_max": 0.04, "delta": 0.004}, "seeds": SEEDS},
-            "fat": {"defense": {**FIXED, "tau_epochs": (8, 10)}},
-            "gairat": {"defense": {**FIXED, "burn_in_epochs": 8}},
+            "fat": {"defense": {**FIXED, "tau_epochs": (4, 8)}},
+            "gairat": {"defense": {**FIXED, "burn_in_epochs": 4}},
             "fast_at": {"defense": FIXED},
             "n_fgsm": {"defense": FIXED},
             "iaat": {"defense": {"eps_max": 0.02, "eps_start": 0.002, "gamma": 0.002}},
             "mma": {"defense": {"d_max": 0.04, "eps_start": 0.01}},
             "ame": {"defense": {"delta": 0.004}},
-            "awp": {"defense": {"name": "pgd_at", **FIXED, "awp_gamma": 0.01, "awp_warmup_epochs": 8}},
+            "awp": {"defense": {"name": "pgd_at", **FIXED, "awp_gamma": 0.01, "awp_warmup_epochs": 4}},
         },
     )
     compared.reference = "ima"

@@ -15,9 +15,10 @@ from jax_advtrain.attacks import losses
 
 
 def classified(outputs: jax.Array) -> dict[str, jax.Array]:
-    """What an evaluation keeps of a classifier's outputs: the class, and its softmax probability."""
+    """What an evaluation keeps of a classifier's outputs: the class, and its softmax probability; of NaN -1 and 0."""
+    prediction = losses.predict(outputs)
     confidence = jnp.max(jax.nn.softmax(losses.class_logits(outputs)), axis=-1)
-    return {"prediction": losses.predict(outputs), "confidence": confidence}
+    return {"prediction": prediction, "confidence": jnp.where(prediction < 0, 0, confidence)}
 
 
 class Task(NamedTuple):

@@ -187,8 +187,9 @@ def on_boundary(
       inside_is_clean: bisect from the clean image instead of the last right iterate (the reference's Xn1_equal_X).
       outside_is_final: bisect to the final iterate instead of the first wrong one, EVEN IF the final one is right
         again (the reference's Xn2_equal_Xn).
-      refine_unhit: bisect samples that were never hit too, as soon as one of the batch was: a quirk of the reference
-        that makes a sample's result depend on its batch. Off, such samples keep their final iterate.
+      refine_unhit: bisect samples that were never hit too, as soon as one of the batch was (that of a device, its
+        padding included, under `shard_map`): a quirk of the reference that makes a sample's result depend on its
+        batch. Off, such samples keep their final iterate.
       compact: bisect only the hit samples, gathered into the smallest of a few fixed sizes. Exact where `logits_fn`
         treats samples one by one (no batch statistics).
 

@@ -33,7 +33,7 @@ from jax_advtrain.attacks.protocol import (
     zeros_per_sample,
 )
 from jax_advtrain.attacks.pytrees import register_dataclass
-from jax_advtrain.attacks.stepwise import Stepwise
+from jax_advtrain.attacks.stepwise import Stepwise, fresh_state
 
 # Pixels at 0 and 1 lie at infinity of the tanh space, where Adam would not move them in any number of steps, so they
 # are drawn in. A pixel at one end thus stops 0.005 short of the other one.
@@ -208,12 +208,8 @@ def _in_tanh_space(images: Float[Array, "batch *image"]) -> Float[Array, "batch 
 
 
 def _fresh_optimizer(modifier: Float[Array, "batch *image"]) -> Any:
-    """Adam's state before its first step; derived from the modifier, so that it varies over devices as that does."""
-    zeros = zeros_per_sample(modifier, jnp.int32)
-    return jax.tree.map(
-        lambda leaf: leaf + zeros.reshape(zeros.shape + (1,) * (leaf.ndim - 1)).astype(leaf.dtype),
-        jax.vmap(_ADAM.init)(jnp.zeros_like(modifier)),
-    )
+    """Adam's state before its first step."""
+    return fresh_state(_ADAM, jnp.zeros_like(modifier))
 
 
 def carlini_wagner(

@@ -37,8 +37,12 @@ def _others(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
-    """logsumexp(z) - z_y."""
-    return jax.nn.logsumexp(logits, axis=-1) - _true_logit(logits, labels)
+    """logsumexp(z) - z_y, written as softplus of the soft logit margin.
+
+    As a difference its gradient loses the part of z_y where the model is sure: p_y - 1 is 0 in float32 from a margin of
+    17 on, and what is left leads elsewhere.
+    """
+    return jax.nn.softplus(soft_logit_margin(logits, labels))
 
 
 def logit_margin(logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
@@ -91,9 +95,9 @@ def _check_one_logit(logits: jax.Array, labels: jax.Array) -> None:
 
 
 def binary_cross_entropy(logits: Float[Array, "batch"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
-    """softplus(z) - y z, for one-logit models."""
-    _check_one_logit(logits, labels)
-    return jax.nn.softplus(logits) - labels * logits
+    """softplus(z) - y z, for one-logit models; written so that a model sure of class 1 has a gradient as well as one
+    sure of class 0."""
+    return jax.nn.softplus(binary_logit_margin(logits, labels))
 
 
 def binary_logit_margin(logits: Float[Array, "batch"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
@@ -105,26 +109,26 @@ def binary_logit_margin(logits: Float[Array, "batch"], labels: Int[Array, "batch
 def is_right(logits: Float[Array, "batch *classes"], labels: Int[Array, "batch"]) -> Bool[Array, "batch"]:
     """Whether the prediction is the label: the arg max, or for one logit its sign (0 predicts class 0).
 
-    A sample whose logits hold NaN is wrong, whatever its label: a broken model is right about nothing.
+    A sample whose logits hold NaN is wrong, whatever its label (see `predict`).
     """
     predicted = predict(logits)
     if predicted.shape != labels.shape:
         raise ValueError(f"predictions of shape {predicted.shape} for labels of shape {labels.shape}; they must agree")
-    whole = ~jnp.isnan(logits) if logits.ndim == 1 else ~jnp.any(jnp.isnan(logits), axis=-1)
-    return (predicted == labels) & whole
+    return predicted == labels
 
 
 def predict(logits: Float[Array, "batch *classes"]) -> Int[Array, "batch"]:
-    """Class numbers: the arg max of (batch, classes), the sign of (batch,).
+    """Class numbers: the arg max of (batch, classes), the sign of (batch,); -1 where the logits hold NaN, so that a
+    broken model is right about nothing.
 
     Raises:
       ValueError: outputs of shape (batch, 1), whose arg max would always be 0.
     """
     if logits.ndim == 1:
-        return (logits > 0).astype(jnp.int32)
+        return jnp.where(jnp.isnan(logits), -1, (logits > 0).astype(jnp.int32))
     if logits.shape[-1] == 1:
         raise ValueError(f"outputs of shape {logits.shape} hold one class; squeeze one-logit outputs to (batch,)")
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1).astype(jnp.int32))
 
 
 def class_logits(outputs: Float[Array, "batch *classes"]) -> Float[Array, "batch classes"]:
@@ -158,6 +162,12 @@ LOSSES: dict[str, LossFunction] = {
     "dlr": difference_of_logits_ratio,
     "bce": binary_cross_entropy,
     "lmb": binary_logit_margin,
+}
+
+# Of log(1 + e^m) an attack ascends m where there is a temperature: z / T soon leaves no gradient in float32.
+_MARGINS: dict[LossFunction, LossFunction] = {
+    cross_entropy: soft_logit_margin,
+    binary_cross_entropy: binary_logit_margin,
 }
 
 # How a loss aims at a target where that is more than to descend the loss of the target.
@@ -199,6 +209,10 @@ class Loss:
     def ascended(self, logits: jax.Array, labels: jax.Array, targets: jax.Array | None) -> jax.Array:
         """What an attack ascends: the loss, or where there are targets what leads to these. `labels` are the truth.
 
+        Of cross entropy with a temperature it is the soft logit margin at that temperature, which grows as the loss
+        does: the same direction at each image, and one that does not underflow. (Averages over several draws of a
+        stochastic model, and optax optimizers, see its size too.)
+
         Raises:
           ValueError: as the call; targets beside a reference.
         """
@@ -208,7 +222,8 @@ class Loss:
             return self(logits, labels)
         logits = self._tempered(logits, labels)
         if targets is None:
-            return self.function(logits, labels)
+            function = self.function if self.temperature is None else _MARGINS.get(self.function, self.function)
+            return function(logits, labels)
         if self.function in _TARGETED:
             return _TARGETED[self.function](logits, labels, targets)
         return -self.function(logits, targets)
@@ -254,7 +269,8 @@ def with_temperature(
     Args:
       loss: a name, a function, or a `Loss` without a temperature or a reference.
       temperature: positive; a scalar, one a sample, or with `per_class` one a class. Below 1 it sharpens the
-        softmax, which restores gradients where a regularised model is flat. It is part of the attack only.
+        softmax, which restores gradients where a regularised model is flat. It is part of the attack only. As it goes
+        to 0 the ascents of "ce" and "slm" become that of "lm".
       per_class: look the temperature up by the true label.
 
     Raises:

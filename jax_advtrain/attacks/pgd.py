@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_advtrain.attacks import l1, losses, norms
-from jax_advtrain.attacks.gradients import ascent, outputs_of
+from jax_advtrain.attacks.gradients import Stochastic, ascent, outputs_of
 from jax_advtrain.attacks.protocol import (
     AttackResult,
     LogitsFn,
@@ -25,7 +25,7 @@ from jax_advtrain.attacks.protocol import (
     zeros_per_sample,
 )
 from jax_advtrain.attacks.pytrees import register_dataclass
-from jax_advtrain.attacks.stepwise import Stepwise
+from jax_advtrain.attacks.stepwise import Stepwise, fresh_state
 
 STARTS = ("random", "clean")
 
@@ -124,7 +124,7 @@ class PGD(Stepwise):
             problem=problem,
             step_size=self._step_size(problem.epsilon),
             iterate=iterate,
-            optimizer_state=None if self.optimizer is None else jax.vmap(self.optimizer.init)(iterate),
+            optimizer_state=None if self.optimizer is None else fresh_state(self.optimizer, iterate),
             momentum=None if self.decay is None else jnp.zeros_like(iterate),
             steps=zeros,
             hits=zeros,
@@ -151,7 +151,11 @@ class PGD(Stepwise):
     def advance(self, logits_fn: LogitsFn, state: AscentState) -> tuple[AscentState, Bool[Array, "batch"]]:
         """One step, and whether the iterate BEFORE it fooled the model (read off the same forward pass)."""
         problem = state.problem
-
+        if self.stops_early and isinstance(logits_fn, Stochastic):
+            raise ValueError(
+                "until_success (and the active set) would leave a sample at the first image that one draw of a "
+                "stochastic model gets wrong, which the next draw gets right: attack it without"
+            )
         found = ascent(logits_fn, self.loss, state.iterate, problem, number=state.steps, eot_passes=self.eot_passes)
         gradient, nonfinite = found.gradient, found.nonfinite
         fooled = self.is_fooled(found.outputs, problem)

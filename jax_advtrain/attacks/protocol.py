@@ -123,9 +123,9 @@ def make_problem(
     """Checks shapes and dtypes (values are checked by `validate`, on concrete arrays) and spreads epsilon and key.
 
     Raises:
-      ValueError: images that are not floating point or have no batch axis; labels that are not integers or not one a
-        sample; targets unlike the labels; epsilon neither a scalar nor one a sample, or a concrete one that is
-        negative or NaN.
+      ValueError: images that are not floating point, are float16, or have no batch axis; labels that are not integers
+        or not one a sample; targets unlike the labels; epsilon neither a scalar nor one a sample, or a concrete one
+        that is negative or NaN.
     """
     check_number("epsilon", epsilon)
     for name, values in (("images", images), ("labels", labels), ("targets", targets)):
@@ -136,6 +136,8 @@ def make_problem(
             f"images are {images.dtype} of shape {images.shape}; give floating point in [0, 1] with a batch axis "
             "(integer pixels: divide by 255)"
         )
+    if images.dtype == jnp.float16:
+        raise ValueError("images are float16, whose smallest numbers small gradients pass; give float32 or bfloat16")
     for name, values in (("labels", labels), ("targets", targets)):
         if values is None:
             continue

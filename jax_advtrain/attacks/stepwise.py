@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+import optax
+from jaxtyping import Array, Bool, Float
 
-from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn
+from jax_advtrain.attacks import norms
+from jax_advtrain.attacks.protocol import Attack, AttackResult, LogitsFn, zeros_per_sample
 
 
 class Stepwise(ABC):
@@ -88,6 +90,13 @@ def parts(attack: Attack, num_classes: int) -> tuple[Part, ...]:
     """
     own = getattr(attack, "parts", None)
     return (Part(attack, (), 0),) if own is None else own(num_classes)
+
+
+def fresh_state(optimizer: optax.GradientTransformation, iterate: Float[Array, "batch *image"]) -> Any:
+    """An optax state a sample before its first step, all of it varying over devices as the iterate does: so must a
+    loop's carry under `shard_map`, and Adam's count would not."""
+    nobody = zeros_per_sample(iterate, bool)
+    return jax.tree.map(lambda leaf: norms.select(nobody, leaf, leaf), jax.vmap(optimizer.init)(iterate))
 
 
 def fold_in(keys: jax.Array, number: jax.typing.ArrayLike) -> jax.Array:

@@ -70,8 +70,9 @@ def _tempered(base: Any, temperature: jax.typing.ArrayLike, per_class: bool) -> 
 def temperature_sweep(attack: Attack, temperatures: jax.typing.ArrayLike, *, per_class: bool = False) -> Attack:
     """The per-sample strongest of one run at each temperature: the attack ascends loss(z / T) (Tian et al. 2021).
 
-    T < 1 gives back gradients where a regularised model is flat; T = 1 is the attack itself, bit for bit. All runs use
-    the same keys, so that they differ by the temperature alone; `winner` is the number of the temperature.
+    T < 1 gives back gradients where a regularised model is flat; T = 1 is the attack itself, but that on "ce" it also
+    has a gradient where the model is too sure for float32 (see `Loss.ascended`). All runs use the same keys, so that
+    they differ by the temperature alone; `winner` is the number of the temperature.
 
     Args:
       attack: has a loss without a temperature (pgd, mim, apgd); or a composition of such.

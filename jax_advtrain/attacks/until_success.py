@@ -32,7 +32,8 @@ def until_success(attack: Attack) -> Attack:
     """The attack, but a sample that is fooled moves no further, and the loop ends when all are.
 
     It misses no sample that the attack alone would fool. PGD may fool some more: alone it returns its last iterate,
-    which may be right again where an earlier one was not.
+    which may be right again where an earlier one was not. Of a stochastic model one draw would be taken for success:
+    PGD refuses it then.
 
     In composed attacks a sample also takes no part in the members, restarts or targets that come after the one that
     fooled it: `winner` is then the first that did, not the strongest, and the counts are of the runs that it took part

@@ -29,8 +29,8 @@ class Batch(NamedTuple):
       keys: one a sample, from (seed, epoch, sample id).
       valid: whether the row holds a sample.
       epoch: the present epoch, from 0.
-      unit_start: None, or noise in [-1, 1] from which random starts are made, in place of draws from `keys` (of
-        methods that start from Gaussian noise: that noise).
+      unit_start: None, or noise in [-1, 1] from which IMA and AME make their random starts, in place of draws from
+        `keys`; of TRADES and MART the Gaussian noise that they start from. Other methods don't look at it.
     """
 
     images: Float[Array, "batch *image"]

@@ -33,7 +33,7 @@ class Attacked(NamedTuple):
 
     Attributes:
       is_right, score, zero_gradients, nonfinite_gradients: as in `attacks.AttackResult`.
-      prediction: class on the attacked image, or (N, *space) that of every pixel.
+      prediction: class on the attacked image, -1 where the model gives NaN; or (N, *space) that of every pixel.
       confidence: softmax probability of that class (of pixels the mean).
       distance: norm of the perturbation.
       winner: of a composed attack, the member or restart that this comes from; -1 = the clean image.

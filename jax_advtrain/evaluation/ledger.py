@@ -13,12 +13,12 @@ from jax_advtrain.attacks.stepwise import fold_in
 from jax_advtrain.tasks import Task
 
 # The draw of a stochastic model that classifies what an attack found: apart from those of the steps, counted from 0.
-_VERDICT_DRAW = 2**31 - 5
+VERDICT_DRAW = 2**31 - 5
 
 
 def facts(task: Task, norm, keep_images, logits_fn, images, labels, keys, attacked, found) -> dict[str, jax.Array]:
     """What is told of attacked images, one entry a sample; `found` is the attack's result, or None where clean."""
-    outputs = answers(logits_fn, attacked, keys, _VERDICT_DRAW)
+    outputs = answers(logits_fn, attacked, keys, VERDICT_DRAW)
     is_right = task.is_right(outputs, labels)
     none = jnp.zeros_like(is_right, jnp.int32)
     return {

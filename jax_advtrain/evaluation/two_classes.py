@@ -27,7 +27,7 @@ def two_class_metrics(labels: np.ndarray, prediction: np.ndarray, confidence: np
     """Counts predictions of two classes.
 
     Args:
-      labels, prediction: int (N,), 0 or 1.
+      labels, prediction: int (N,), 0 or 1; a prediction of -1 (NaN) is wrong, and the AUROC ranks it last.
       confidence: float (N,), the probability of the predicted class, or None.
     """
     right, positive = prediction == labels, labels == 1
@@ -38,6 +38,7 @@ def two_class_metrics(labels: np.ndarray, prediction: np.ndarray, confidence: np
     auroc = ece = None
     if confidence is not None:
         of_positive = np.where(prediction == 1, confidence, 1 - confidence)
+        of_positive = np.where(prediction < 0, ~positive, of_positive)
         auroc = float(roc_auc_score(positive, of_positive)) if both else None
         ece = calibration_error(right, confidence)
     return TwoClasses(sensitivity, specificity, balanced, auroc, ece)

@@ -51,7 +51,7 @@ def attack_grid(
     factor = amplification(difference)
 
     def name(label):
-        return str(class_names[int(label)]) if len(class_names) else str(int(label))
+        return "NaN" if label < 0 else str(class_names[int(label)]) if len(class_names) else str(int(label))
 
     columns = len(clean)
     figure, grid = style.new_figure(max(4.2, 1.3 + 1.15 * columns), 4.7, 3, columns)

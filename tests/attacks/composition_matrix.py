@@ -11,6 +11,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, PartitionSpec
 from toy_problems import keys, pixels, smooth_model
 
@@ -28,10 +29,12 @@ from jax_advtrain.attacks.temperature import temperature_sweep
 from jax_advtrain.attacks.until_success import until_success
 
 BATCH, CLASSES, EPSILON = 16, 4, 0.3
+ADAM = optax.adam(0.1)
 
 TABLE = """
               restarts worst_of until_success targeted_at eot at_radius rounded temperature_sweep
 pgd           .        .        .             .           .   r         .       .
+adam          .        .        .             .           .   r         .       .
 apgd          .        .        .             .           .   r         .       .
 square        .        .        .             .           e   r         .       l
 fab           .        .        .             .           e   .         .       l
@@ -63,6 +66,7 @@ def inner_attacks():
     pgd = attacks.pgd(epsilon=EPSILON, num_steps=2)
     return {
         "pgd": pgd,
+        "adam": attacks.pgd(epsilon=EPSILON, num_steps=2, optimizer=ADAM),
         "apgd": apgd(epsilon=EPSILON, num_steps=2),
         "square": square(epsilon=EPSILON, num_steps=2),
         "fab": fab(num_steps=2),

@@ -91,6 +91,7 @@ def test_nan_logits_are_never_right():
     logits = jnp.array([[jnp.nan, 0.0], [1.0, 0.0], [0.0, jnp.nan]])
     assert attacks.is_right(logits, jnp.zeros(3, jnp.int32)).tolist() == [False, True, False]
     assert attacks.is_right(jnp.array([jnp.nan, -1.0]), jnp.zeros(2, jnp.int32)).tolist() == [False, True]
+    assert attacks.predict(logits).tolist() == [-1, 0, -1]
 
 
 def test_keys_that_do_not_draw_per_sample_are_refused():

@@ -175,6 +175,10 @@ CALLING = {
         lambda: call(images=jnp.zeros((4, *SHAPE), jnp.uint8)),
         "images are uint8 of shape (4, 3, 2, 1); give floating point in [0, 1] with a batch axis",
     ),
+    "half precision": (
+        lambda: call(images=IMAGES.astype(np.float16)),
+        "images are float16, whose smallest numbers small gradients pass; give float32 or bfloat16",
+    ),
     "images without a batch": (lambda: call(images=jnp.zeros(4)), "images are float32 of shape (4,); give floating"),
     "float labels": (
         lambda: call(labels=jnp.zeros(4)),

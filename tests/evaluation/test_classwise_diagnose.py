@@ -91,6 +91,21 @@ def test_batch_size_and_interruption_change_nothing(found, data, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pgd-10-ce-0.npz", "uniform-noise-0.npz"]
 
 
+def test_a_model_that_gives_nan_is_right_about_nothing(data, tmp_path):
+    """Also of class 0, which an arg max of NaN would give."""
+
+    def broken(images):
+        return logits_fn(images).at[:, 1].set(jnp.nan)
+
+    found = classwise.diagnose(broken, data, ["pgd:num_steps=2"], norm="linf", epsilon=0.1, resamples=20)
+    tables = {one["attack"]: one for one in found.facts["accuracy"]}
+    for name in ("clean", "pgd-2-ce", "worst-of"):
+        assert [row["correct"] for row in tables[name]["per_class"]] == [0, 0, 0], name
+    assert (found.arrays["clean_prediction"] == -1).all()
+    files.write(tmp_path, found.facts, found.arrays)
+    assert files.read(tmp_path)["gap"] == [0, 0, None]
+
+
 def test_a_model_with_more_outputs_than_classes(data):
     wide = classwise.diagnose(
         lambda images: jnp.concatenate([logits_fn(images), images[:, :1] * 19 + 0.2], axis=-1),

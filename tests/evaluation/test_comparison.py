@@ -156,6 +156,9 @@ def test_two_classes_by_hand():
     assert found.auroc == pytest.approx(7 / 8) == roc_auc_score(labels, positive)
     blind = two_class_metrics(labels, prediction, None)
     assert blind.auroc is None and blind.ece is None and blind.sensitivity == 0.5
+    # The same where the model gave NaN for the last: wrong, ranked last, and no reason to fail.
+    broken = two_class_metrics(labels, np.where(np.arange(6) == 5, -1, prediction), np.r_[confidence[:5], 0.0])
+    assert broken.sensitivity == 0.5 and broken.auroc == pytest.approx(4 / 8)
     alone = two_class_metrics(labels[:4], prediction[:4], confidence[:4])
     assert alone.sensitivity is None and alone.auroc is None and alone.specificity == 0.75
 

@@ -7,7 +7,9 @@ import pytest
 
 from jax_advtrain import attacks
 from jax_advtrain.data import Dataset
+from jax_advtrain.devices import make_mesh
 from jax_advtrain.evaluation.attack_dataset import attack_dataset
+from jax_advtrain.evaluation.classwise.attacking import attacked_answers
 from jax_advtrain.evaluation.evaluate import evaluate
 
 COUNT, FEATURES, EPSILON, NOISE = 24, 16, 0.05, 0.02
@@ -34,16 +36,16 @@ def model():
     return attacks.stochastic(jax.tree_util.Partial(_noisy, jnp.asarray(SIGNS)))
 
 
-@pytest.mark.parametrize("active_set", [False, True])
+PGD = attacks.eot(attacks.pgd(norm="linf", epsilon=0.0, num_steps=4), 3)
+RAND = attacks.autoattack(norm="linf", epsilon=0.0, version="rand", num_steps=4, eot_passes=3)
+
+
 @pytest.mark.parametrize(
-    "attack",
+    ("attack", "active_set"),
     [
-        pytest.param(attacks.eot(attacks.pgd(norm="linf", epsilon=0.0, num_steps=4), 3), id="pgd"),
-        pytest.param(
-            attacks.autoattack(norm="linf", epsilon=0.0, version="rand", num_steps=4, eot_passes=3),
-            id="autoattack-rand",
-            marks=pytest.mark.slow,
-        ),
+        pytest.param(PGD, False, id="pgd"),
+        pytest.param(RAND, False, id="autoattack-rand", marks=pytest.mark.slow),
+        pytest.param(RAND, True, id="autoattack-rand active", marks=pytest.mark.slow),
     ],
 )
 def test_samples_fall_where_the_noise_allows_it(samples, attack, active_set):
@@ -52,6 +54,19 @@ def test_samples_fall_where_the_noise_allows_it(samples, attack, active_set):
     far = distances > EPSILON + 5 * NOISE
     assert far.any() and found.is_right[far].all()
     assert not found.is_right[distances < EPSILON - 2 * NOISE].any()
+
+
+@pytest.mark.parametrize("attack", [PGD, attacks.until_success(PGD)])
+def test_no_lucky_draw_ends_an_ascent(samples, attack):
+    """One draw that the model gets wrong is no success: the image may be right at the next."""
+    with pytest.raises(ValueError, match="one draw of a stochastic model"):
+        attack_dataset(attack, model(), samples[0], epsilon=EPSILON, active_set=True)
+
+
+def test_what_it_believes_is_of_the_draw_that_it_predicts_by(samples):
+    data, _ = samples
+    found = attacked_answers(None, model(), data, make_mesh(), norm="linf", epsilon=0.0, seed=0)
+    np.testing.assert_array_equal(found.probabilities.argmax(-1), found.prediction)
 
 
 def test_verdicts_follow_the_seed_and_the_sample(samples):

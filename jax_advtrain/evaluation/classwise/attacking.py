@@ -24,7 +24,7 @@ from jax_advtrain.attacks.gradients import answers
 from jax_advtrain.data import Dataset
 from jax_advtrain.devices import AXIS, gathered, spread
 from jax_advtrain.evaluation.attack_dataset import LogitsFn, attack_dataset
-from jax_advtrain.evaluation.ledger import sample_keys
+from jax_advtrain.evaluation.ledger import VERDICT_DRAW, sample_keys
 
 _BYTES_HELD = 64 * 2**20  # of attacked images
 
@@ -42,7 +42,7 @@ class Answers(NamedTuple):
 def _probabilities(mesh, logits_fn, images, ids, seed):
     def local(logits_fn, images, ids, seed):
         keys = sample_keys(seed, ids, ())
-        return jax.nn.softmax(losses.class_logits(answers(logits_fn, images, keys, 0)), axis=-1)
+        return jax.nn.softmax(losses.class_logits(answers(logits_fn, images, keys, VERDICT_DRAW)), axis=-1)
 
     rows, everywhere = P(AXIS), P()
     specs = (everywhere, rows, rows, everywhere)

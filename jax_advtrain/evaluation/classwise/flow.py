@@ -45,7 +45,7 @@ class Grouped(NamedTuple):
 
 
 def confusion(labels: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts, int64 (K, K): row = true class, column = predicted class."""
+    """Counts, int64 (K, K): row = true class, column = predicted class; a prediction of -1 (NaN) is in no column."""
     if not len(labels):
         return np.zeros((num_classes, num_classes), np.int64)
     return confusion_matrix(labels, prediction, labels=np.arange(num_classes))

@@ -60,7 +60,7 @@ def home(full: Observed, without: Observed, kept: Sequence[int], attack: str) ->
     order = np.argsort(without.ids)
     places = np.searchsorted(without.ids[order], full.ids[wanted])
     found = order[np.minimum(places, len(order) - 1)]
-    translate = np.asarray(kept)
+    translate = np.append(kept, -1)  # -1, of a model that gave NaN, stays -1
     if len(found) != len(without.ids) or not np.array_equal(without.ids[found], full.ids[wanted]):
         raise ValueError("homing: both models must be attacked on the same images, but for those of the class")
     if not np.array_equal(translate[without.labels[found]], full.labels[wanted]):

@@ -15,7 +15,7 @@ class Observed(NamedTuple):
     Attributes:
       ids: int (N,), what tells the samples apart.
       labels: int (N,), in [0, K).
-      clean_prediction: int (N,).
+      clean_prediction: int (N,); -1, here and below, where the model gave NaN.
       predictions: {attack: int (N,)}, class on the attacked image; the attacks from weak to strong.
       class_names: K names.
     """
@@ -67,7 +67,8 @@ def observed(
             raise ValueError(
                 f"class-wise analysis: {name} is {values.dtype} {values.shape}; give whole numbers {labels.shape}"
             )
-        if name != "ids" and (values.min() < 0 or values.max() >= len(class_names)):
+        least = 0 if name == "labels" else -1
+        if name != "ids" and (values.min() < least or values.max() >= len(class_names)):
             raise ValueError(
                 f"class-wise analysis: {name} goes from {values.min()} to {values.max()}, the {len(class_names)} "
                 f"classes from 0 to {len(class_names) - 1}"

@@ -74,7 +74,7 @@ def _told(kept: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
     names, label = kept["class_names"], int(kept["label"][i])
 
     def name(k: int) -> str:
-        return str(names[k]) if k < len(names) else str(k)
+        return "NaN" if k < 0 else str(names[k]) if k < len(names) else str(k)
 
     def answer(when: str) -> dict[str, Any]:
         found = int(kept[f"{when}_prediction"][i])
