@@ -51,25 +51,25 @@ def base(defense: str = "ima", model: str = "small_cnn", classwise: str = "") ->
         Optimizer and per-sample state begin anew. A run that goes on does not look there again.
       beside: {name: {defense fields}}: other defenses, trained alike in runs of their own and drawn beside this one
         (data of two dimensions only).
-      monitor: every so many epochs, robust accuracy of num_samples validation samples (here and below: where samples
-        belong to cases, of so many cases) under attacks (texts as in
-        eval.attacks) at one norm and radius; None = the defense's.
+      monitor: every so many epochs, robust accuracy of num_samples validation samples under attacks (texts as in
+        eval.attacks) at one norm and radius; None = the defense's. Here and below so many samples are the first ones
+        (`data.first_positions`; where samples belong to cases, those of so many cases).
       checkpoint: keep = how many of the last are kept (the best is kept besides); every_epochs; best_by = what makes
         one the best: the monitor's robust accuracy, "mean" of all, of the "worst" class, or their "sum".
       eval: after_training = which checkpoints are evaluated at the end, each in the folder of its name; checkpoint =
         which one --mode=evaluate takes, name = its folder ("" = that of the checkpoint); split; attacks, texts such as
-        "pgd:num_steps=100:loss=lm:restarts=5"; radii of each norm; num_samples (None = all), from the front;
+        "pgd:num_steps=100:loss=lm:restarts=5"; radii of each norm; num_samples (None = all);
         correction = the one of --mode=correct that is part of the predictor ("" = none; of --mode=evaluate, diagnose);
         batch_size; figures = images in the gallery; check_samples = on how many samples `check_model` looks for
         signs that the attacks fail on this model, at the monitor's norm and radius (0 = not; it costs time).
       margins: of --mode=margins: norm, rising radii, num_steps, split, num_samples.
       analysis: of --mode=diagnose and homing (checkpoint: eval.checkpoint). name = folder diagnosis-<name> ("" =
         diagnosis); attacks, from weak to strong, at one norm and radius (None = the monitor's); split, num_samples
-        (None = all), from the front; temperatures of the sweep (() = none) of PGD with temperature_steps;
+        (None = all); temperatures of the sweep (() = none) of PGD with temperature_steps;
         superclasses = a JSON file {"super-class": ["class", ...]} ("" = those known for the set); resamples of every
         bootstrap; leave_out = the class, or "all", that homing trains without; homing_attacks = what it attacks with.
       equilibrium: of --mode=equilibrium: attack, a minimum-norm one as text; num_samples, of the training samples (None
-        = all), from the front.
+        = all).
       correction: of --mode=correct, which fits one number a class to be added to the logits (checkpoint:
         eval.checkpoint). name, of its file; attack, as text, at one norm and radius (None = the monitor's); split and
         num_samples (None = all), held out from what is evaluated later; rounds of attack and fit; most_loss, of mean

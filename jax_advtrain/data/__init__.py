@@ -13,3 +13,4 @@ from jax_advtrain.data.dataset import Splits as Splits
 from jax_advtrain.data.dataset import to_unit as to_unit
 from jax_advtrain.data.fields import default_config as default_config
 from jax_advtrain.data.load import load as load
+from jax_advtrain.data.order import first_positions as first_positions

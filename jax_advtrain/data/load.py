@@ -61,8 +61,9 @@ def load(config: Mapping[str, Any]) -> Splits:
         exclude_how: "relabel" (default): labels become 0..k-1 in the old order; "keep": labels, class names and so the
           network's outputs stay.
         train_ids, test_ids: a list of ids, or a .txt, .npy or .npz[:key] file; samples keep this order.
-        num_train, num_test: the first k (of the ids, where given). For moons: how many points to draw. Of a source with
-          groups (the cases of decathlon) these, validation_size and test_size count groups, which are never split.
+        num_train, num_test: the first k (of the ids, where given); where samples lie class by class, the first
+          of every class. For moons: how many points to draw. Of a source with groups (the cases of decathlon) these,
+          validation_size and test_size count groups, which are never split.
         validation_from: "split" (the source's own validation split; default where there is one), "rest" (carved from
           the records that train_ids/num_train leave out; default where these are given and leave any), "train" (carved
           from the training samples; default otherwise).

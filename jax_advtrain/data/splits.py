@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jax_advtrain.data.order import first_positions
 from jax_advtrain.data.permutation import TEST, VALIDATION, permutation
 from jax_advtrain.data.source import Records, Source
 
@@ -202,7 +203,7 @@ def _ids_file(spec: str) -> np.ndarray:
 
 
 def _first(records: Records, ids: np.ndarray, count: int | None, field: str) -> np.ndarray:
-    """The first `count` samples, or those of the first `count` groups."""
+    """The first `count` samples (see `first_positions`), or those of the first `count` groups."""
     if count is None:
         return ids
     owners = ids if records.groups is None else records.groups[ids]
@@ -210,6 +211,8 @@ def _first(records: Records, ids: np.ndarray, count: int | None, field: str) -> 
     if count > len(distinct):
         what = "samples" if records.groups is None else "cases"
         raise ValueError(f"data.{field}={count}, but there are only {len(distinct)} {what}")
+    if records.groups is None and not records.label_shape:
+        return ids[first_positions(records.read_labels(ids), count)]
     return ids[np.isin(owners, distinct[:count])]
 
 

@@ -8,6 +8,8 @@ Nothing here ever downloads or prepares: the folder is looked for first, so a mi
 """
 
 import io
+import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -92,20 +94,32 @@ def open_tfds(config: dict[str, Any]) -> Source:
         check_shards(info.splits[split], split, missing(name, data_dir))
         raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES
         raw = builder.as_data_source(split, deserialize_method=raw_bytes)  # pyright: ignore[reportCallIssue]
-        stretches = [
+        return _records(name, split, raw, wanted, stretches(split))
+
+    def stretches(split: str) -> list[Stretch]:
+        return [
             Stretch(str(instruction.filename), instruction.skip, instruction.take)
             for instruction in info.splits[split].file_instructions
         ]
-        return _records(name, split, raw, wanted, stretches)
+
+    def overlap(one: str, other: str) -> bool:
+        try:
+            return any(_meet(a, b) for a in stretches(one) for b in stretches(other))
+        except (ValueError, KeyError):  # `records` says which split is not there
+            return False
 
     train = config["train_split"] or "train"
     test = config["test_split"] or ("test" if "test" in available else None)
-    own_validation = "validation" if "validation" in available and test != "validation" else None
-    validation = config["validation_split"] or own_validation
-    if test is not None and test in (train, validation):
-        raise ValueError(
-            f"{name}: data.test_split={test!r} is used for {'training' if test == train else 'validation'} too"
-        )
+    validation = config["validation_split"]
+    if not validation and "validation" in available and not (test and overlap(test, "validation")):
+        validation = "validation"
+    parts = {"train": train, "validation": validation, "test": test}
+    for one, other in itertools.combinations([part for part in parts if parts[part]], 2):
+        if overlap(parts[one], parts[other]):
+            raise ValueError(
+                f"{name}: data.{other}_split={parts[other]!r} and data.{one}_split={parts[one]!r} have records in "
+                f"common; give splits that have none, such as 'train[:80%]' and 'train[80%:]'"
+            )
     return Source(
         name=info.full_name.removesuffix(f"/{info.version}"),
         version=as_resized(str(info.version), config),
@@ -239,6 +253,15 @@ def _labels_of_mask(content: bytes, wanted: _Wanted, called: str) -> np.ndarray:
         strange = int(mask[found < 0][0])
         raise BadRecord(f"{called} holds the value {strange}; data.mask_values are {', '.join(map(str, values))}")
     return found
+
+
+def _meet(one: Stretch, other: Stretch) -> bool:
+    """Whether two stretches have a record in common."""
+
+    def end(stretch: Stretch) -> float:
+        return math.inf if stretch.take < 0 else stretch.skip + stretch.take
+
+    return one.path == other.path and max(one.skip, other.skip) < min(end(one), end(other))
 
 
 def _first_line(error: BaseException) -> str:

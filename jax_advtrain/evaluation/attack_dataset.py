@@ -17,7 +17,7 @@ from jax_advtrain import attacks
 from jax_advtrain.attacks.gradients import answers
 from jax_advtrain.attacks.protocol import check_number
 from jax_advtrain.attacks.until_success import UntilSuccess
-from jax_advtrain.data import Dataset, to_unit
+from jax_advtrain.data import Dataset, first_positions, to_unit
 from jax_advtrain.devices import AXIS, gathered, make_mesh, spread
 from jax_advtrain.evaluation.active_set import Times
 from jax_advtrain.evaluation.active_set import run as active_set_run
@@ -78,11 +78,13 @@ def name_seed(seed: int, name: str) -> int:
 
 
 def first(data: Dataset, count: int | None) -> Dataset:
-    """The first so many samples of a set, or those of its first so many groups; all where None, or more than there
-    are."""
+    """The first so many samples of a set (see `data.first_positions`), or those of its first so many groups; all where
+    None, or more than there are."""
     if count is None or count >= len(data):
         return data
-    return data.take(slice(count) if data.groups is None else first_groups(data.groups, count))
+    if data.groups is not None:
+        return data.take(first_groups(data.groups, count))
+    return data.take(slice(count) if data.is_dense else first_positions(data.labels, count))
 
 
 def first_groups(groups: np.ndarray, count: int) -> np.ndarray:

@@ -60,7 +60,7 @@ def compare_margins(config: Any, folder: Path | str, display: Display | None = N
         reporting.report_run(config, folder, display)
         return there
     data = first(train, settings.num_samples)
-    margins, logits_fn = margins[: len(data)], experiment.logits_fn(state)
+    margins, logits_fn = margins[np.isin(train.ids, data.ids)], experiment.logits_fn(state)
     with display.working(f"searching the nearest boundary around {len(data)} training samples") as tell:
         clean = attack_dataset(None, logits_fn, data, experiment.mesh, batch_size=config.eval.batch_size)
         attacked = attack_dataset(

@@ -26,7 +26,7 @@ from jax_advtrain.training import feed, workdir
 from jax_advtrain.training.checkpoints import BEST, LAST, Checkpoints, Saved
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
-from jax_advtrain.training.monitor import merit, monitor, monitored_radius, stops_early, summary
+from jax_advtrain.training.monitor import is_best, monitor, monitored_radius, stops_early, summary
 from jax_advtrain.training.state import TrainState, averages_epochs, epoch_ended, shardings
 from jax_advtrain.training.step import HostBatch, make_step, means
 
@@ -134,7 +134,7 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
                 earlier = [one["margins"] for one in lines if "margins" in one]
                 line["margins"] = margins.statistics(counts, sums, delta=delta, ceiling=ceiling, earlier=earlier)
             is_last = number + 1 == experiment.epochs
-            is_best = False
+            improves = False
             is_due = (number + 1) % config.monitor.every == 0
             if len(experiment.splits.validation) and (is_due or is_last):
                 # A last epoch that is not due changes nothing of the method: with more epochs the run goes on as if
@@ -146,14 +146,14 @@ def _train(experiment, config, folder, saved, display, checkpoints) -> TrainStat
                     line["validation"], _ = _monitored(experiment, config, state)
                 line["monitor_seconds"] = time.perf_counter() - watched
                 by = config.checkpoint.best_by
-                is_best = merit(line, by) > max((merit(one, by) for one in lines), default=(-1.0, -1.0))
+                improves = is_best(line, lines, by)
             state = state._replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
             workdir.append_metrics(folder, line)
             lines.append(line)
             if not is_last and stops_early(lines, config.patience, config.checkpoint.best_by):
                 display.say(f"no epoch of the last {config.patience} was the best: training ends here (patience)")
                 is_last = True
-            if is_best:
+            if improves:
                 checkpoints.save(BEST, state, saved._replace(epoch=number + 1))
                 # The best first: a kill after the last one is whole would leave an epoch that is never the best again.
                 checkpoints.wait()
@@ -240,7 +240,8 @@ def _monitored(experiment: Experiment, config: Any, state: TrainState) -> tuple[
         epoch=int(state.step) // experiment.steps_per_epoch,
         task=experiment.attacked_task,
     )
-    return {**summary(found), "norm": norm, "epsilon": epsilon}, found
+    attacks = list(suite.texts(config.monitor.attacks))
+    return {**summary(found), "norm": norm, "epsilon": epsilon, "attacks": attacks}, found
 
 
 def _epoch_ended(experiment: Experiment, config: Any, state: TrainState) -> tuple[TrainState, dict[str, Any]]:

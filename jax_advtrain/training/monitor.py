@@ -43,7 +43,7 @@ def monitor(
     """
     clean = attack_dataset(None, logits_fn, data, mesh, batch_size=batch_size, task=task)
     part = first(data, num_samples)
-    rows = np.arange(len(part)) if data.groups is None else np.flatnonzero(np.isin(data.ids, part.ids))
+    rows = np.flatnonzero(np.isin(data.ids, part.ids))
     robust, worst, score = clean.is_right[rows], clean.prediction[rows], clean.score[rows]
     for member in members:
         found = attack_dataset(
@@ -149,17 +149,35 @@ def merit(line: Mapping[str, Any], by: str = "mean") -> tuple[float, float]:
     return robust, found["clean_accuracy"]
 
 
+def is_best(line: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]], by: str = "mean") -> bool:
+    """Whether an epoch is better (see `merit`) than all before it that were monitored alike."""
+    return merit(line, by) > max((merit(one, by) for one in earlier if _alike(one, line)), default=(-1.0, -1.0))
+
+
 def stops_early(lines: Sequence[Mapping[str, Any]], patience: int | None, by: str = "mean") -> bool:
-    """Whether training is over before its last epoch: the best of the monitored epochs (see `merit`) is `patience`
-    epochs past.
+    """Whether training is over before its last epoch: the best (see `merit`) of the epochs that were monitored as the
+    last one that was is `patience` epochs past.
 
     A pure function of the log, so that a run that was stopped by it is complete whenever one looks.
     """
     monitored = [line for line in lines if "validation" in line]
     if patience is None or not monitored:
         return False
-    best = max(monitored, key=lambda line: merit(line, by))
+    best = max((line for line in monitored if _alike(line, monitored[-1])), key=lambda line: merit(line, by))
     return lines[-1]["epoch"] - best["epoch"] >= patience
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two lines tell of the same attacks, norm, radius and samples: else their accuracies don't compare, as
+    where a run went on with another radius. What an older line does not tell is taken to be the same."""
+
+    def looked(line: Mapping[str, Any]) -> dict[str, Any]:
+        found = line.get("validation", {})
+        counts = found.get("per_class", {}).get("robust", {}).get("n")
+        return {**{name: found.get(name) for name in ("norm", "epsilon", "attacks")}, "n": counts}
+
+    pairs = zip(looked(one).values(), looked(other).values(), strict=True)
+    return all(first == second for first, second in pairs if first is not None and second is not None)
 
 
 def monitored_radius(config: Any) -> tuple[str, float]:

@@ -95,8 +95,17 @@ def test_split_that_is_not_there(tfds_dir):
         config = {"name": "mnist", "data_dir": str(tfds_dir), field: "extra"}
         refused(config, "mnist has no split 'extra'; its splits are train, test")
     config = {"name": "mnist", "data_dir": str(tfds_dir), "validation_split": "test"}
-    refused(config, "data.test_split='test' is used for validation too")
-    refused({**config, "validation_split": None, "test_split": "train"}, "is used for training too")
+    refused(config, "data.test_split='test' and data.validation_split='test' have records in common")
+    config["validation_split"] = None
+    refused({**config, "test_split": "train"}, "data.test_split='train' and data.train_split='train' have records")
+    refused({**config, "test_split": "train[80%:]"}, "data.test_split='train[80%:]' and data.train_split='train' have")
+    refused({**config, "validation_split": "test[:10]"}, "data.test_split='test' and data.validation_split='test[:10]'")
+
+
+def test_splits_that_share_nothing(tfds_dir):
+    config = {"name": "mnist", "data_dir": str(tfds_dir), "train_split": "train[:100]", "test_split": "train[100:120]"}
+    found = data.load({**config, "validation_split": "train[120:150]"})
+    assert [len(part) for part in found] == [100, 30, 20]
 
 
 def damage(file: Path, start: int, stop: int) -> None:

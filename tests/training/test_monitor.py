@@ -20,7 +20,7 @@ from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training import loop, workdir
 from jax_advtrain.training.checkpoints import LAST
 from jax_advtrain.training.display import Display
-from jax_advtrain.training.monitor import merit, monitor, stops_early, summary
+from jax_advtrain.training.monitor import is_best, merit, monitor, stops_early, summary
 from jax_advtrain.training.state import epoch_ended
 
 
@@ -105,6 +105,20 @@ def test_the_best_by_the_mean_by_the_worst_class_and_by_their_sum():
     assert merit(one) > merit(other) and merit(one, "worst") < merit(other, "worst")
     assert merit({"epoch": 3}, "worst") == (-1, -1)
     assert stops_early([one, other], 1, "mean") and not stops_early([one, other], 1, "worst")
+
+
+def test_epochs_that_were_monitored_otherwise_do_not_compare():
+    """A run went on with a larger radius: its first epoch there is the best one, however much lower."""
+    found = lines(0.8, 0.9, 0.1, 0.2, 0.15)
+    for number, line in enumerate(found):
+        line["validation"] |= {"norm": "linf", "epsilon": 0.01 if number < 2 else 0.3}
+    assert [is_best(line, found[:number]) for number, line in enumerate(found)] == [True, True, True, True, False]
+    assert stops_early(found, 1) and not stops_early(found, 2)
+    # What older logs do not tell is taken to be the same.
+    found[3]["validation"] |= {"attacks": ["pgd"]}
+    assert not is_best(found[4], found[:4])
+    found[4]["validation"] |= {"attacks": ["fgsm"]}
+    assert is_best(found[4], found[3:4])
 
 
 @dataclasses.dataclass(frozen=True)
