@@ -1,6 +1,7 @@
 """From a command line to a config, a mode and a workdir."""
 
 import ast
+import contextlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
@@ -9,9 +10,11 @@ from typing import Any, NamedTuple
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from jax_advtrain import config as configs
+from jax_advtrain import models
+from jax_advtrain.config import OPTIONAL
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.training import workdir
 
@@ -86,13 +89,9 @@ def read(argv: list[str]) -> Asked | None:
         for name, value in _fields(config):
             print(f"  --config.{name}={value!r}")
         return None
-    _check_names(rest, config)
     all_flags = _flags()
-    holder = config_flags.DEFINE_config_dict("config", config, "", all_flags, sys_argv=rest)
-    left = _parse(all_flags, rest)
-    if len(left) > 1:
-        raise ConfigError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE (--help lists the flags)")
-    return Asked(holder.value, all_flags.mode, folder, all_flags.multihost, workdirs)
+    config = _overridden(config, rest, all_flags)
+    return Asked(config, all_flags.mode, folder, all_flags.multihost, workdirs)
 
 
 def read_grid(argv: list[str], modes: Mapping[str, str], usage: str) -> Asked | None:
@@ -110,19 +109,66 @@ def read_grid(argv: list[str], modes: Mapping[str, str], usage: str) -> Asked | 
         raise ConfigError("--config is missing: give --config=configs/compare_digits.py or another (--help lists them)")
     path = _find(given, grids=True)
     config = _load(path, grids=True)
-    _check_names(rest, config)
     found = _flags(modes)
-    holder = config_flags.DEFINE_config_dict("config", config, "", found, sys_argv=rest)
-    left = _parse(found, rest)
-    if len(left) > 1:
-        raise ConfigError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE (--help lists the flags)")
+    config = _overridden(config, rest, found, base="base.")
     folder = Path(found.workdir) if found.workdir else Path("runs") / path.stem
-    return Asked(holder.value, found.mode, folder, found.multihost)
+    return Asked(config, found.mode, folder, found.multihost)
 
 
 def read_config(given: str, *, grids: bool = False) -> ml_collections.ConfigDict:
     """The config of a file, or the grid of one, found as --config finds it."""
     return _load(_find(given, grids=grids), grids=grids)
+
+
+def _overridden(
+    config: ml_collections.ConfigDict, argv: list[str], found: flags.FlagValues, base: str = ""
+) -> ml_collections.ConfigDict:
+    """The config with the values of the command line, whose other flags go to `found`.
+
+    Args:
+      base: "base." where the config is a grid, whose runs' fields begin so.
+    """
+    _add_model_fields(config, argv, base)
+    argv = _emptied(config, argv, base)
+    _check_names(argv, config)
+    holder = config_flags.DEFINE_config_dict("config", config, "", found, sys_argv=argv)
+    left = _parse(found, argv)
+    if len(left) > 1:
+        raise ConfigError(f"{left[1]!r} is no flag; write --config.FIELD=VALUE (--help lists the flags)")
+    return holder.value
+
+
+def _add_model_fields(config: ml_collections.ConfigDict, argv: list[str], base: str) -> None:
+    """A config holds those fields of its network that its file sets; here also those that the command line will set."""
+    model = config[base[:-1]].model if base else config.model
+    pattern = rf"-{{1,2}}(?:no)?config\.{re.escape(base)}model\.(\w+)(?:=(.*))?"
+    given = [match.groups() for argument in argv[1:] if (match := re.fullmatch(pattern, argument, re.DOTALL))]
+    try:
+        known = models.field_names(dict(given).get("name") or model.name)
+    except (ValueError, AttributeError):  # the check of the whole config says what is wrong
+        return
+    with config.unlocked():
+        for field, _ in given:
+            if field in known and field not in model:
+                model[field] = config_dict.placeholder(object)
+
+
+def _emptied(config: ml_collections.ConfigDict, argv: list[str], base: str) -> list[str]:
+    """The arguments without those that set an optional field to None, which the config then holds: to its flag None is
+    no number."""
+    left = []
+    for argument in argv:
+        match = re.fullmatch(rf"-{{1,2}}config\.{re.escape(base)}([\w.]+)=None", argument)
+        if match is None or match[1] not in OPTIONAL:
+            left.append(argument)
+            continue
+        section, _, field = f"{base}{match[1]}".rpartition(".")
+        holder = config
+        for name in filter(None, section.split(".")):
+            holder = holder[name]
+        with config.ignore_type():
+            holder[field] = None
+    return left
 
 
 def _flags(modes: Mapping[str, str] = MODES) -> flags.FlagValues:
@@ -145,7 +191,17 @@ def _parse(found: flags.FlagValues, argv: list[str], *, known_only: bool = False
     try:
         return found(argv, known_only=known_only)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(_in_our_words(str(error))) from None
+
+
+def _in_our_words(message: str) -> str:
+    """Python's words for a text that is no number, made ours; of a fraction what it comes to."""
+    message = re.sub(r"invalid literal for int\(\) with base 10: .*", "give a whole number", message)
+    fraction = re.search(r"could not convert string to float: '([\d.]+) ?/ ?([\d.]+)'", message)
+    hint = ""
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        hint = f": {float(fraction[1]) / float(fraction[2]):.4g}" if fraction else ""
+    return re.sub(r"could not convert string to float: .*", f"give a number{hint}", message)
 
 
 def _split(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -178,7 +234,8 @@ def _find(given: str, *, grids: bool = False) -> Path:
     for path in (Path(given), shipped.get(name), shipped.get(f"{name}.py")):
         if path is not None and path.is_file():
             return path
-    raise ConfigError(f"--config={given}: no such file{configs.nearest(name, list(shipped))}")
+    what = "a folder, not a config file" if Path(given).is_dir() else "no such file"
+    raise ConfigError(f"--config={given}: {what}{configs.nearest(name, list(shipped))}")
 
 
 def _load_kept(path: Path, *, grids: bool) -> ml_collections.ConfigDict:
@@ -195,10 +252,9 @@ def _config(path: Path | None, mode: str, folder: str | None) -> tuple[ml_collec
     if path is not None:
         return _load(path), Path(folder) if folder else Path("runs") / path.stem
     if mode == "train" or not folder:
-        other = "" if mode == "train" else ", or --workdir=DIR of a run"
-        raise ConfigError(
-            f"--config is missing: give --config=configs/digits_ima.py or another{other} (--help lists them)"
-        )
+        if mode != "train":
+            raise ConfigError(f"--workdir is missing: --mode={mode} takes the --workdir=DIR of a run (or a --config)")
+        raise ConfigError("--config is missing: give --config=configs/digits_ima.py or another (--help lists them)")
     try:
         there = workdir.read_config(Path(folder))
         if there is None:
@@ -265,5 +321,5 @@ def _described(*, grids: bool = False) -> str:
     lines = []
     for path in _shipped(grids=grids):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
-        lines.append(f"  {path.name:<22}{text.partition(chr(10))[0]}")
+        lines.append(f"  {path.name:<25}{text.partition(chr(10))[0]}")
     return "\n".join(dict.fromkeys(lines))

@@ -24,6 +24,11 @@ IDENTITY = (
     *("data", "model", "defense", "optimizer", "batch_size", "num_shards", "seed", "ema_decay", "one_logit"),
     *("init_from", "label_smoothing", "accumulate", "classwise", "dice_threshold"),
 )
+# May be None, whatever their default is.
+OPTIONAL = (
+    *("eval.num_samples", "margins.num_samples", "analysis.num_samples", "equilibrium.num_samples"),
+    *("correction.num_samples", "patience"),
+)
 # Where data lie, and how they are read, is no identity: the fingerprint tells whether they are the same.
 _FREE_DATA_FIELDS = ("data_dir", "path", "max_ram_gb", "streaming", "num_workers", "on_bad_record")
 

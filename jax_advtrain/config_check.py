@@ -11,7 +11,7 @@ import ml_collections
 from jax_advtrain import data, defenses, models
 from jax_advtrain.attacks.norms import NORMS
 from jax_advtrain.attacks.registry import unknown_name
-from jax_advtrain.config import base
+from jax_advtrain.config import OPTIONAL, base
 from jax_advtrain.defenses.registry import DEFENSES, OF_SEGMENTATION, REMEDIES, remedy_fields
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import suite
@@ -54,6 +54,7 @@ def validate(config: Any, num_devices: int) -> None:
         if config.label_smoothing and "mart" in (config.defense.name, *(one["name"] for one in config.beside.values())):
             raise ConfigError("label_smoothing does not reach defense 'mart', whose loss is its own; set it to 0")
         optim.build(config.optimizer, steps_per_epoch=1, epochs=config.epochs)
+        _in_pixel_units(config)
         norm, epsilon = monitored_radius(config)
         radii = {norm: tuple(config.eval[f"epsilons_{norm}"]) for norm in NORMS}
         analysed, corrected = (
@@ -110,6 +111,25 @@ def _own_radius(config: Any, section: str) -> tuple[str, float]:
     return given, float(config[section].epsilon or epsilon)
 
 
+def _in_pixel_units(config: Any) -> None:
+    """No L-inf radius is larger than the range of pixels: such a one was meant in grey levels."""
+    given = [("eval.epsilons_linf", "linf", tuple(config.eval.epsilons_linf))]
+    given.append(("margins.radii", config.margins.norm, tuple(config.margins.radii)))
+    given.append(("monitor.epsilon", monitored_radius(config)[0], (config.monitor.epsilon,)))
+    for section in ("analysis", "correction"):
+        given.append((f"{section}.epsilon", _own_radius(config, section)[0], (config[section].epsilon,)))
+    for where, defense in (("defense", config.defense), *((f"beside.{n}", one) for n, one in config.beside.items())):
+        radii = [(f"{where}.{field}", defense.get(field)) for field in ("epsilon", "eps_max", "d_max")]
+        given += [(name, defense.get("norm"), (value,)) for name, value in radii]
+    for name, norm, values in given:
+        for value in values:
+            if norm == "linf" and value is not None and value > 1:
+                raise ConfigError(
+                    f"{name} holds {value:g}; pixels lie in [0, 1], and an L-inf radius does too: "
+                    f"{value:g} of 255 grey levels is {value / 255:.4g}"
+                )
+
+
 def is_folder_name(name: str) -> bool:
     """Whether a name can be that of a folder in a workdir: letters, digits and _ . + -."""
     return _FOLDER_NAME.fullmatch(name) is not None
@@ -162,15 +182,7 @@ def _numbers(config: Any, num_devices: int) -> None:
         _whole(name, _at(config, name), 1)
     for name in ("eval.figures", "eval.check_samples"):
         _whole(name, _at(config, name), 0)
-    optional = (
-        "eval.num_samples",
-        "margins.num_samples",
-        "analysis.num_samples",
-        "equilibrium.num_samples",
-        "correction.num_samples",
-        "patience",
-    )
-    for name in optional:
+    for name in OPTIONAL:
         if _at(config, name) is not None:
             _whole(name, _at(config, name), 1)
     if config.num_shards % num_devices:

@@ -6,8 +6,10 @@
 Bad input is answered with one line and exit code 2, before any work.
 """
 
+import errno
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,7 @@ def answered(
     """
     _silence_libraries()
     folder: Path | None = None
+    as_before, warnings.formatwarning = warnings.formatwarning, _told
     try:
         asked = read(sys.argv if argv is None else argv)
         if asked is None:
@@ -101,6 +104,8 @@ def answered(
         return _failed(_disk(error, folder), BAD_INPUT)
     except KeyboardInterrupt:
         return _failed("interrupted; the same command goes on", INTERRUPTED)
+    finally:
+        warnings.formatwarning = as_before
     return DONE
 
 
@@ -108,6 +113,13 @@ def _silence_libraries() -> None:
     """Orbax logs tracebacks of its own for what is answered here with one line."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _told(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of this program as one line; of others with the place that it comes from."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _failed(text: str, code: int) -> int:
@@ -119,9 +131,8 @@ def _disk(error: OSError, folder: Path | None) -> str:
     """What the system refused, where, and what can be done."""
     where = error.filename or folder
     what = error.strerror or str(error)
-    return (
-        f"{what}{f': {where}' if where else ''}; what was whole there is intact. Make room, or give another --workdir"
-    )
+    todo = "Make room, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT, None) else "Give"
+    return f"{what}{f': {where}' if where else ''}; what was whole there is intact. {todo} another --workdir"
 
 
 if __name__ == "__main__":

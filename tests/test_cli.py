@@ -69,6 +69,24 @@ def test_overrides(tiny_config):
     assert (config.eval.epsilons_linf, config.model.hidden, config.monitor.norm) == ((0.3,), (8, 8), "l2")
 
 
+def test_any_field_of_the_network_and_no_limit(tiny_config):
+    """The config file sets model.hidden alone; num_samples has a number by default."""
+    asked = command_line.read(
+        [
+            *("main.py", f"--config={tiny_config}", "--config.model.mean=(0.5,)", "--config.analysis.num_samples=None"),
+            *("--config.eval.num_samples=None", "--config.equilibrium.num_samples=7"),
+        ]
+    )
+    assert asked is not None and asked.config.model.mean == (0.5,)
+    assert "std" not in asked.config.model
+    assert asked.config.analysis.num_samples is None and asked.config.eval.num_samples is None
+    assert asked.config.equilibrium.num_samples == 7
+    other = command_line.read(
+        ["main.py", "--config=digits_ima.py", "--config.model.name=resnet", "--config.model.depth=20"]
+    )
+    assert other is not None and other.config.model.depth == 20
+
+
 def test_one_command_line_leaves_nothing_for_the_next(tiny_config):
     command_line.read(["main.py", f"--config={tiny_config}", "--workdir=a", "--config.epochs=9", "--mode=margins"])
     asked = command_line.read(["main.py", f"--config={tiny_config}"])
@@ -84,10 +102,11 @@ TINY = "--config={tiny}"
     ("arguments", "expected"),
     [
         ([], ["--config is missing: give --config=configs/digits_ima.py"]),
-        (["--mode=evaluate"], ["--config is missing", "or --workdir=DIR of a run"]),
+        (["--mode=evaluate"], ["--workdir is missing: --mode=evaluate takes the --workdir=DIR of a run"]),
         (["--mode=evaluate", "--workdir={folder}/none"], ["none holds no run"]),
         (["--config=digits_imma.py"], ["--config=digits_imma.py: no such file; did you mean 'digits_ima.py'?"]),
-        (["--config={folder}"], ["no such file"]),
+        (["--config={folder}"], ["a folder, not a config file"]),
+        (["--config={folder}/nope.py"], ["nope.py: no such file"]),
         (["--config={folder}/raises.py"], ["raises.py cannot be read as a config: RuntimeError: two lines"]),
         (["--config={folder}/syntax.py"], ["syntax.py cannot be read as a config: SyntaxError"]),
         (["--config={folder}/empty.py"], ["AttributeError", "get_config"]),
@@ -103,8 +122,14 @@ TINY = "--config={tiny}"
         ([TINY, "--config.defense.dleta=3"], ["--config.defense.dleta: no such field; did you mean 'defense.delta'?"]),
         ([TINY, "--config.zzz=3"], ["--config.zzz: no such field; fields: accumulate, analysis, batch_size"]),
         ([TINY, "--config.defense=3"], ["--config.defense is a section; set one of its fields: defense.alpha"]),
-        ([TINY, "--config.epochs=ten"], ["--config.epochs=ten"]),
-        ([TINY, "--config.epochs=2.5"], ["--config.epochs=2.5"]),
+        ([TINY, "--config.epochs=ten"], ["--config.epochs=ten", "give a whole number"]),
+        ([TINY, "--config.epochs=2.5"], ["--config.epochs=2.5", "give a whole number"]),
+        ([TINY, "--config.epochs=None"], ["--config.epochs=None", "give a whole number"]),
+        ([TINY, "--config.defense.eps_max=8/255"], ["--config.defense.eps_max=8/255", "give a number: 0.03137"]),
+        ([TINY, "--config.model.hiden=3"], ["--config.model.hiden: no such field; did you mean 'model.hidden'?"]),
+        ([TINY, "--config.defense.eps_max=8"], ["eps_max holds 8; pixels lie in [0, 1]", "grey levels is 0.03137"]),
+        ([TINY, "--config.eval.epsilons_linf=(2,4)"], ["eval.epsilons_linf holds 2; pixels", "is 0.007843"]),
+        ([TINY, "--config.monitor.epsilon=8"], ["monitor.epsilon holds 8; pixels lie in [0, 1]"]),
         ([TINY, "--config.epochs"], ["config.epochs"]),
         ([TINY, "--config.epochs=0"], ["epochs is 0; give a whole number from 1"]),
         ([TINY, "--config.one_logit=maybe"], ["--config.one_logit=maybe"]),

@@ -8,6 +8,7 @@ Folders below a class are searched too. Hidden files and other kinds of files ar
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -39,12 +40,14 @@ class Tree(NamedTuple):
       class_names: sorted.
       splits: {split: its entries, in the order of their paths}: the position is the record's id.
       folders: {split: its folder}.
+      others: {suffix: how many files of other kinds lie in the class folders}.
       version: a hash of all paths and sizes.
     """
 
     class_names: tuple[str, ...]
     splits: dict[str, list[Entry]]
     folders: dict[str, Path]
+    others: dict[str, int]
     version: str
 
 
@@ -60,19 +63,21 @@ def find(root: Path) -> Tree:
     try:
         folders = _split_folders(root)
         names = _subfolders(folders["train"])
-        found = {split: _entries(root.resolve(), folder, names) for split, folder in folders.items()}
+        others: Counter[str] = Counter()
+        found = {split: _entries(root.resolve(), folder, names, others) for split, folder in folders.items()}
     except OSError as error:
         raise ValueError(f"{error.filename or root} cannot be read: {error.strerror or error}") from error
     if not names:
         raise ValueError(f"{folders['train']} has no subfolders: images must lie in one subfolder a class")
     empty = set(range(len(names))) - {entry.label for entry in found["train"]}
     if empty:
-        raise ValueError(f"{folders['train'] / names[min(empty)]} has no images ({', '.join(SUFFIXES)}); delete it")
+        where, kinds = folders["train"] / names[min(empty)], ", ".join(SUFFIXES)
+        raise ValueError(f"{where} has no images ({kinds}); see what lies there, or take it away")
     digest = hashlib.sha256()
     for split in sorted(found):
         for entry in found[split]:
             digest.update(os.fsencode(f"{split}/{entry.path}\0{entry.size}\n"))
-    return Tree(tuple(names), found, folders, digest.hexdigest()[:16])
+    return Tree(tuple(names), found, folders, dict(others), digest.hexdigest()[:16])
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -109,7 +114,8 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _entries(root: Path, folder: Path, names: list[str]) -> list[Entry]:
+def _entries(root: Path, folder: Path, names: list[str], others: Counter[str]) -> list[Entry]:
+    """The images of a split; files of other kinds are counted in `others`."""
     unknown = [name for name in _subfolders(folder) if name not in names]
     if unknown:
         raise ValueError(f"{folder / unknown[0]} is a class that train has not; its classes: {', '.join(names)}")
@@ -117,12 +123,12 @@ def _entries(root: Path, folder: Path, names: list[str]) -> list[Entry]:
         Entry(path, label, size, problem)
         for label, name in enumerate(names)
         if (folder / name).is_dir()
-        for path, size, problem in _files(root, folder / name, name)
+        for path, size, problem in _files(root, folder / name, name, others)
     ]
     return sorted(here)  # by path: file systems give any order
 
 
-def _files(root: Path, folder: Path, prefix: str) -> Iterator[tuple[str, int, str]]:
+def _files(root: Path, folder: Path, prefix: str, others: Counter[str]) -> Iterator[tuple[str, int, str]]:
     """(path, size, problem) of each image below a class folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -130,14 +136,15 @@ def _files(root: Path, folder: Path, prefix: str) -> Iterator[tuple[str, int, st
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from _files(root, folder / entry.name, path)
-            elif not entry.is_symlink():
-                if entry.name.lower().endswith(SUFFIXES):
-                    yield path, entry.stat().st_size, ""
-            elif entry.is_dir():
+                yield from _files(root, folder / entry.name, path, others)
+            elif entry.is_symlink() and entry.is_dir():
                 yield path, 0, "is a link to a folder, which is not followed"
-            elif entry.name.lower().endswith(SUFFIXES):
+            elif not entry.name.lower().endswith(SUFFIXES):
+                others[Path(entry.name).suffix or entry.name] += 1
+            elif entry.is_symlink():
                 yield path, *_linked(root, folder / entry.name)
+            else:
+                yield path, entry.stat().st_size, ""
 
 
 def _linked(root: Path, link: Path) -> tuple[int, str]:

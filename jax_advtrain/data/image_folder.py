@@ -4,6 +4,7 @@ Which splits, classes and records there are is said in `folder_tree`. Rotation n
 and transparency is dropped.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,6 +16,8 @@ import numpy as np
 from jax_advtrain.data import decode, folder_tree
 from jax_advtrain.data.decode import BadRecord
 from jax_advtrain.data.source import Encoded, Records, Samples, Source, as_resized
+
+_LOG = logging.getLogger(__name__)
 
 
 class _Header(NamedTuple):
@@ -42,6 +45,9 @@ def open_image_folder(config: dict[str, Any]) -> Source:
             f"an image folder has splits by its subfolders and no keys: data.{', data.'.join(names)} cannot be set"
         )
     tree = folder_tree.find(root)
+    if tree.others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tree.others.items())[:5])
+        _LOG.warning("%s: files that are no images (%s) are left out: %s", root, ", ".join(folder_tree.SUFFIXES), kinds)
     image_shape = _image_shape(tree, config)
     parts = {split: _records(tree, split, image_shape, config) for split in tree.splits}
     version = as_resized(tree.version, config)
@@ -81,7 +87,8 @@ def _image_shape(tree: folder_tree.Tree, config: dict[str, Any]) -> tuple[int, i
     size, channels = config["image_size"], config["channels"]
     if size is not None and channels is not None:
         return size[0], size[1], channels
-    first, is_grey = None, True
+    first, kinds = None, {True: 0, False: 0}
+    last: dict[bool, Path] = {}
     for path, header in _headers(tree, skip=config["on_bad_record"] == "skip"):
         first = first or (path, header.size)
         if size is None and header.size != first[1]:
@@ -90,11 +97,18 @@ def _image_shape(tree: folder_tree.Tree, config: dict[str, Any]) -> tuple[int, i
                 f"images differ in size (height x width): {', '.join(sizes)}; set data.image_size to the one that all "
                 "are to be resized to"
             )
-        is_grey &= header.is_grey
+        kinds[header.is_grey] += 1
+        last[header.is_grey] = path
     if first is None:
         raise ValueError(f"none of the images in {config['data_dir']} can be read")
     height, width = size or first[1]
-    return height, width, channels or (1 if is_grey else 3)
+    if channels is None and kinds[True] and kinds[False]:
+        rarer = min(kinds, key=lambda is_grey: kinds[is_grey])
+        _LOG.warning(
+            "%d images are grey and %d in colour, such as %s: all are read as colour; data.channels=1 makes all grey",
+            *(kinds[True], kinds[False], last[rarer]),
+        )
+    return height, width, channels or (3 if kinds[False] else 1)
 
 
 def _headers(tree: folder_tree.Tree, *, skip: bool) -> Iterator[tuple[Path, _Header]]:

@@ -79,13 +79,14 @@ def _records(path: Path, split: str, arrays: dict[str, np.ndarray], prefix: str)
     images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
     where = f"{path}: '{prefix}images'"
     if labels is None:
-        raise ValueError(f"{path} has '{prefix}images' but no '{prefix}labels'")
+        raise ValueError(f"{path} has '{prefix}images' but no '{prefix}labels': add them, whole numbers (N,)")
     if labels.ndim == 2 and labels.shape[1] == 1:  # MedMNIST's way
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         got = f"{labels.dtype} {labels.shape}"
-        several = "; several labels an image (multi-label) are not supported" if labels.ndim == 2 else ""
-        raise ValueError(f"{path}: '{prefix}labels' must be integers (N,) or (N, 1), got {got}{several}")
+        several = "; several labels an image (multi-label) are not supported (one-hot: store the argmax)"
+        why = several if labels.ndim == 2 else ""
+        raise ValueError(f"{path}: '{prefix}labels' must be integers (N,) or (N, 1), got {got}{why}")
     if images.ndim < 2 or len(images) != len(labels):
         raise ValueError(f"{where} has shape {images.shape} but there are {len(labels)} labels; need (N, ...), same N")
     if images.dtype.kind == "f":

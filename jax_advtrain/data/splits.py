@@ -121,7 +121,7 @@ def carve(
     field = {VALIDATION: "validation_size", TEST: "test_size"}[purpose]
     if count > len(groups) or (size and not count):
         what = f"{len(groups)} {'samples' if records.groups is None else 'cases'} of split {records.split!r}"
-        raise ValueError(f"data.{field}={size} cannot be taken from {what}")
+        raise ValueError(f"data.{field}={size} cannot be taken from {what}; give fewer, or a fraction such as 0.1")
     if count in (0, len(groups)):
         return (pool, pool[:0]) if count else (pool[:0], pool)
     if records.groups is not None:

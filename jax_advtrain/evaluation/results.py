@@ -301,12 +301,13 @@ def read_per_case(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def _worst_class(record: Record) -> str:
+def _worst_class(record: Record, names: Sequence[str] = ()) -> str:
     shares = [(count.correct / count.n, index) for index, count in enumerate(record.per_class) if count.n > 0]
     if not shares:
         return "-"
     share, index = min(shares)
-    return f"{share:.1%} (class {index})"
+    name = str(names[index]) if index < len(names) else str(index)
+    return f"{share:.1%} ({f'class {name}' if name.isdigit() else name})"
 
 
 def _dice_table(records: Sequence[Record]) -> list[list[str]]:
@@ -339,17 +340,20 @@ def results_table(results: Mapping[str, Any]) -> list[list[str]]:
     if any(record.segmentation is not None for record in records):
         return _dice_table(records)
     splits = list(dict.fromkeys(record.split for record in records))
+    names = results["model"].get("class_names") or ()
     rows = [["attacked in", "epsilon", "right", "weakest class", "strongest attack alone"]]
     for split in splits:
         here = [record for record in records if record.split == split]
         suffix = f" ({split})" if len(splits) > 1 else ""
-        rows += [[CLEAN + suffix, "0", f"{r.accuracy:.1%}", _worst_class(r), "-"] for r in here if r.attack == CLEAN]
+        clean = [r for r in here if r.attack == CLEAN]
+        rows += [[CLEAN + suffix, "0", f"{r.accuracy:.1%}", _worst_class(r, names), "-"] for r in clean]
         for norm, epsilon in radii(here):
             at = [record for record in here if (record.norm, record.epsilon) == (norm, epsilon)]
             alone = min((r for r in at if r.attack != WORST_OF), key=lambda r: r.accuracy, default=None)
             strongest = f"{alone.attack} {alone.accuracy:.1%}" if alone else "-"
             for worst in [record for record in at if record.attack == WORST_OF]:
-                rows.append([norm + suffix, f"{epsilon:.4g}", f"{worst.accuracy:.1%}", _worst_class(worst), strongest])
+                weakest = _worst_class(worst, names)
+                rows.append([norm + suffix, f"{epsilon:.4g}", f"{worst.accuracy:.1%}", weakest, strongest])
         for curve in results["headline"]:
             if curve.get("split", split) == split:
                 rows.append([curve["norm"] + suffix, "area", f"{curve['area']:.3f}", "-", "-"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jax_advtrain import config as configs
@@ -14,14 +15,16 @@ from jax_advtrain import devices
 from jax_advtrain.config_check import validate
 from jax_advtrain.data import Dataset
 from jax_advtrain.errors import ConfigError
-from jax_advtrain.evaluation import suite
+from jax_advtrain.evaluation import results, suite
 from jax_advtrain.evaluation.attack_dataset import first
 from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training import loop, workdir
-from jax_advtrain.training.checkpoints import LAST, Checkpoints, Saved
+from jax_advtrain.training.checkpoints import BEST, LAST, Checkpoints, Saved
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
 from jax_advtrain.training.state import TrainState
+
+_MOST_TOLD = 6  # differing fields
 
 
 @contextlib.contextmanager
@@ -55,6 +58,8 @@ def set_up(config: Any, folder: Path, *, is_training: bool = True) -> Experiment
         refuse_other_run(config, folder)
         # A run that has a checkpoint goes on without the weights that it once started from.
         is_start = is_training and not workdir.newest_step(folder, LAST)
+        if is_start:
+            _refuse_orphans(folder)
         experiment = experiments.build(config, mesh, is_start=is_start)
         refuse_other_data(folder, experiment)
         for field in ("eval", "monitor"):
@@ -77,6 +82,16 @@ def set_up(config: Any, folder: Path, *, is_training: bool = True) -> Experiment
         return experiment
 
 
+def _refuse_orphans(folder: Path) -> None:
+    """Results whose weights are gone: a training from the beginning would take them for its own."""
+    for which in (LAST, BEST):
+        if (folder / "eval" / which / results.RESULTS_NAME).exists():
+            raise ConfigError(
+                f"{folder} holds results (eval/{which}) of a run whose checkpoints are gone: give another --workdir, "
+                "or move its folder eval away to train from the beginning"
+            )
+
+
 def samples(experiment: Experiment, section: str, config: Any) -> Dataset:
     """The samples that a section of the config (eval, margins) names: the first num_samples of its split.
 
@@ -91,6 +106,22 @@ def samples(experiment: Experiment, section: str, config: Any) -> Dataset:
     if not len(found):
         raise ConfigError(f"{section}.split is {split!r}, which is empty; set data.{split}_size, or give another split")
     return found
+
+
+def notices(experiment: Experiment) -> list[str]:
+    """A line for each split that lacks a class of the set: nothing can be learnt, or told, of it there."""
+    lines = []
+    for name, split in experiment.splits._asdict().items():
+        if not len(split) or split.is_dense:
+            continue
+        counts = np.bincount(split.labels, minlength=split.num_classes)
+        empty = [split.class_names[k] for k in np.flatnonzero(counts == 0)]
+        if empty:
+            more = ", ..." if len(empty) > 5 else ""
+            lines.append(
+                f"{name} has no sample of {len(empty)} of the {split.num_classes} classes: {', '.join(empty[:5])}{more}"
+            )
+    return lines
 
 
 def all_devices(*, multihost: bool = False) -> Mesh:
@@ -144,7 +175,9 @@ def refuse_other_run(config: Any, folder: Path) -> None:
         raise ConfigError(f"{folder / workdir.CONFIG_NAME}: {error}; give another --workdir") from None
     differing = configs.differences(kept, configs.identity(config))
     if differing:
-        raise ConfigError(f"{folder} holds a run of another config: {'; '.join(differing)}. Give another --workdir")
+        more = f"; and {len(differing) - _MOST_TOLD} more" if len(differing) > _MOST_TOLD else ""
+        told = f"{'; '.join(differing[:_MOST_TOLD])}{more}"
+        raise ConfigError(f"{folder} holds a run of another config: {told}. Give another --workdir")
 
 
 def refuse_other_data(folder: Path, experiment: Experiment) -> None:

@@ -73,6 +73,8 @@ def _train_and_evaluate(config: Any, folder: Path, display: Display, experiment:
     saved = opening.saved_facts(config, experiment)
     if experiment.started_from is not None:
         display.say(f"starts from the weights of {experiment.started_from}")
+    for line in opening.notices(experiment):
+        display.say(f"warning: {line}")
     state = loop.train(experiment, config, folder, saved, display)
     if workdir.is_writer():
         draw_training(config, folder, experiment)

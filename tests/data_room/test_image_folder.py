@@ -241,6 +241,20 @@ def test_layouts_that_are_refused(image_folder, files, expected):
     refused(image_folder(*files), expected)
 
 
+def test_what_is_left_out_or_made_colour_is_told(image_folder, caplog):
+    folder = image_folder(*FLAT_FILES)
+    with caplog.at_level("WARNING"):
+        load(folder, test_size=2)
+    assert not caplog.records
+    (folder / "ant" / "scan.dcm").write_text("x")
+    Image.new("L", (40, 40)).save(folder / "bee" / "grey.png")
+    with caplog.at_level("WARNING"):
+        load(folder, test_size=2)
+    others, kinds = (record.getMessage() for record in caplog.records)
+    assert others.endswith("are left out: 1 .dcm")
+    assert kinds.startswith("1 images are grey and 20 in colour") and "grey.png: all are read as colour" in kinds
+
+
 def test_other_things_that_are_refused(image_folder, tmp_path):
     folder = image_folder(*FLAT_FILES)
     (folder / "cow").mkdir()

@@ -10,11 +10,13 @@ from rich.console import Console
 
 from jax_advtrain.config import base
 from jax_advtrain.data import Dataset
+from jax_advtrain.devices import make_mesh
 from jax_advtrain.evaluation import results
 from jax_advtrain.evaluation.evaluate import evaluate
 from jax_advtrain.evaluation.one_class import one_class_warnings, only_class
 from jax_advtrain.evaluation.results import ClassCount
-from jax_advtrain.studies import runs
+from jax_advtrain.studies import opening, runs
+from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training.display import Display
 
 
@@ -58,16 +60,23 @@ def test_an_evaluation_says_so(tmp_path):
     assert "always said class 0" in line and "25.0%" in line
 
 
-def test_a_training_that_ends_there_says_so_in_its_lines_and_at_its_end(tmp_path):
-    """Nine of ten images are bright, and an attack may make any image any other: the constant is the optimum."""
+def bright(path, *class_names):
+    """A config of a file of dim and bright images, nine in ten bright."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [40, 360])
     images = np.clip(np.where(labels, 200, 60)[:, None, None] + rng.integers(-20, 20, (400, 4, 4)), 0, 255)
     arrays = {f"{part}_images": images.astype(np.uint8) for part in ("train", "val", "test")}
-    np.savez(tmp_path / "bright.npz", **arrays, **{f"{part}_labels": labels for part in ("train", "val", "test")})
+    arrays |= {f"{part}_labels": labels for part in ("train", "val", "test")}
+    np.savez(path, **arrays, class_names=class_names)
     config = base("pgd_at", "mlp")
-    config.data.name, config.data.path = "npz", str(tmp_path / "bright.npz")
+    config.data.name, config.data.path = "bright", str(path)
     config.model.hidden, config.batch_size, config.epochs = (8,), 40, 3
+    return config
+
+
+def test_a_training_that_ends_there_says_so_in_its_lines_and_at_its_end(tmp_path):
+    """An attack may make any image any other: the constant is the optimum."""
+    config = bright(tmp_path / "bright.npz", "dim", "bright")
     config.defense.epsilon, config.defense.num_steps = 1.0, 3
     config.eval.attacks, config.eval.epsilons_linf, config.eval.epsilons_l2 = "fgsm", (0.5,), ()
     config.eval.after_training, config.report.images = "last", False
@@ -76,3 +85,11 @@ def test_a_training_that_ends_there_says_so_in_its_lines_and_at_its_end(tmp_path
     told = display.console.file.getvalue().splitlines()
     assert "clean 0.900  robust 0.900  (one class for all)" in next(line for line in told if line.startswith("epoch 3"))
     assert any("always said class 1" in line and "90.0%" in line for line in told)
+    assert any("0.0% (dim)" in line for line in told)
+
+
+def test_a_split_without_a_class_is_told(tmp_path):
+    experiment = experiments.build(bright(tmp_path / "bright.npz", "dim", "bright", "never"), make_mesh())
+    lines = [f"{split} has no sample of 1 of the 3 classes: never" for split in ("train", "validation", "test")]
+    assert opening.notices(experiment) == lines
+    assert opening.notices(experiments.build(bright(tmp_path / "bright.npz", "dim", "bright"), make_mesh())) == []

@@ -45,6 +45,16 @@ def test_another_run(refused, unchanged, tiny_config, run_folder, arguments, exp
     assert set(after) == set(before)
 
 
+def test_results_whose_checkpoints_are_gone(refused, unchanged, tiny_config, run_folder):
+    shutil.rmtree(run_folder / "checkpoints")
+    before = unchanged(run_folder)
+    refused(
+        [f"--config={tiny_config}", f"--workdir={run_folder}"], "holds results (eval/last) of a run whose checkpoints"
+    )
+    after = unchanged(run_folder)
+    assert {name for name in before if before[name] != after.get(name)} <= {".lock"}
+
+
 STANDARD_CONFIG = """
 from jax_advtrain.config import base
 

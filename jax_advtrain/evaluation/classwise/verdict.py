@@ -165,7 +165,8 @@ def _weight_norm(facts) -> list[str]:
     if found["why_not"] is not None:
         return [f"weight norms: {found['why_not']}"]
     if found["spearman"] is None:
-        return ["weight norms: norms or accuracies are all alike"]
+        few = len(found["norms"]) < 3
+        return [f"weight norms: {'two classes are too few to say' if few else 'norms or accuracies are all alike'}"]
     text = f"Spearman {found['spearman']:.2f} (p = {found['spearman_p']:.2g}), Pearson {found['pearson']:.2f} (p = "
     text += f"{found['pearson_p']:.2g})"
     noise = "" if min(found["spearman_p"], found["pearson_p"]) < SIGNIFICANT else ": within noise"
