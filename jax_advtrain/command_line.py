@@ -140,15 +140,17 @@ def _overridden(
 
 def _add_model_fields(config: ml_collections.ConfigDict, argv: list[str], base: str) -> None:
     """A config holds those fields of its network that its file sets; here also those that the command line will set."""
-    model = config[base[:-1]].model if base else config.model
+    whole: Any = config
+    model = whole.base.model if base else whole.model
     pattern = rf"-{{1,2}}(?:no)?config\.{re.escape(base)}model\.(\w+)(?:=(.*))?"
-    given = [match.groups() for argument in argv[1:] if (match := re.fullmatch(pattern, argument, re.DOTALL))]
+    matches = [re.fullmatch(pattern, argument, re.DOTALL) for argument in argv[1:]]
+    given = {match[1]: match[2] for match in matches if match}
     try:
-        known = models.field_names(dict(given).get("name") or model.name)
+        known = models.field_names(given.get("name") or model.name)
     except (ValueError, AttributeError):  # the check of the whole config says what is wrong
         return
     with config.unlocked():
-        for field, _ in given:
+        for field in given:
             if field in known and field not in model:
                 model[field] = config_dict.placeholder(object)
 
@@ -162,12 +164,8 @@ def _emptied(config: ml_collections.ConfigDict, argv: list[str], base: str) -> l
         if match is None or match[1] not in OPTIONAL:
             left.append(argument)
             continue
-        section, _, field = f"{base}{match[1]}".rpartition(".")
-        holder = config
-        for name in filter(None, section.split(".")):
-            holder = holder[name]
         with config.ignore_type():
-            holder[field] = None
+            config.update_from_flattened_dict({f"{base}{match[1]}": None})
     return left
 
 
