@@ -91,15 +91,9 @@ def predictor(config: Any, folder: Path, experiment: Experiment, state: TrainSta
       ConfigError: no such correction, or one of another checkpoint.
     """
     logits_fn, name = experiment.logits_fn(state), config.eval.correction
-    if not name:
-        return logits_fn
-    facts = _read(_place(folder, name))
+    facts = asked_for(config, folder)
     if facts is None:
-        there = sorted(path.stem for path in (folder / _FOLDER_NAME).glob("*.json"))
-        have = f"it has {', '.join(there)}" if there else "it has none"
-        raise ConfigError(
-            f"eval.correction is {name!r}: {folder} has no such correction ({have}); fit it by --mode=correct"
-        )
+        return logits_fn
     fitted, step = facts["settings"], int(state.step)
     if fitted["step"] != step:
         raise ConfigError(
@@ -108,6 +102,25 @@ def predictor(config: Any, folder: Path, experiment: Experiment, state: TrainSta
             "--config.correction.name=NAME"
         )
     return logit_correction.corrected(logits_fn, np.asarray(facts["correction"], np.float32))
+
+
+def asked_for(config: Any, folder: Path) -> dict[str, Any] | None:
+    """The content of the correction that eval.correction names in a workdir; None where it names none.
+
+    Raises:
+      ConfigError: no such correction.
+    """
+    name = config.eval.correction
+    if not name:
+        return None
+    facts = _read(_place(folder, name))
+    if facts is None:
+        there = sorted(path.stem for path in (folder / _FOLDER_NAME).glob("*.json"))
+        have = f"it has {', '.join(there)}" if there else "it has none"
+        raise ConfigError(
+            f"eval.correction is {name!r}: {folder} has no such correction ({have}); fit it by --mode=correct"
+        )
+    return facts
 
 
 def _place(folder: Path, name: str) -> Path:
