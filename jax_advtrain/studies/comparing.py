@@ -83,6 +83,11 @@ def compare_runs(config: Any, folders: Sequence[Path], target: Path, display: Di
             runs, norm=norm, epsilon=epsilon, split=config.analysis.split, resamples=config.analysis.resamples,
             seed=config.seed,
         )  # fmt: skip
+    content["verdict"] += [
+        f"warning: {name}: {line}"
+        for one, folder, name in zip(of_runs, folders, _names(folders), strict=True)
+        for line in correcting.warnings(one, folder, config.analysis.split)
+    ]
     if there is not None and there.get("steps") == steps:
         display.say(f"{target} holds this comparison already")
     elif workdir.is_writer():

@@ -101,7 +101,7 @@ def test_compare(command, refused, unchanged, tiny_config, run_folder, tmp_path)
     refused([*asked, f"--workdir={other}"], "is the workdir of a run")
     # A correction is a part of the predictor, of each run its own, and of what the comparison is called the same by.
     for folder in (run_folder, other):
-        keep_correction(folder)
+        keep_correction(folder, "test")
     asked = [*asked, "--config.eval.correction=mine", "--config.eval.checkpoint=last"]
     refused([*asked, "--config.analysis.name=mine"], "comparison holds another comparison: checkpoint")
     asked = [*asked, "--config.analysis.name=mine", f"--workdir={tmp_path / 'corrected'}"]
@@ -111,6 +111,10 @@ def test_compare(command, refused, unchanged, tiny_config, run_folder, tmp_path)
         assert json.loads((folder / "diagnosis-mine/settings.json").read_text())["correction"] == "mine"
         predicted = files.read_arrays(folder / "diagnosis-mine")["clean_prediction"]
         assert np.mean(predicted == 3) > 0.9 > np.mean(files.read_arrays(folder / "diagnosis")["clean_prediction"] == 3)
+    warned = [line for line in files.read(tmp_path / "corrected")["verdict"] if line.startswith("warning: ")]
+    assert [line.partition(" was fitted on this split, test")[0] for line in warned] == [
+        f"warning: {name}: correction 'mine'" for name in ("run", "other")
+    ]
     refused([*asked, "--config.eval.correction="], "correction ('mine' there, '' here)")
 
 
