@@ -11,7 +11,7 @@ import numpy as np
 from jax_advtrain import config as configs
 from jax_advtrain.attacks.registry import unknown_name
 from jax_advtrain.config_check import analysed_radius
-from jax_advtrain.data import Dataset
+from jax_advtrain.data import Dataset, fields
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import results
 from jax_advtrain.evaluation.classwise import files, from_per_sample, home
@@ -98,13 +98,12 @@ def _reduced(config: Any, experiment: Experiment, full_data: Dataset, left_out: 
     other = copy.deepcopy(config)
     splits = experiment.splits
     label = splits.train.class_names.index(left_out)
+    chosen = fields.complete(config.data)  # a class may be a number there, and 0 is one
     with other.unlocked(), other.ignore_type():
-        if config.data.classes:
+        if chosen["classes"] is not None:
             other.data.classes = tuple(name for name in splits.train.class_names if name != left_out)
         else:
-            before = config.data.exclude_classes
-            before = () if not before else tuple(before.split(",")) if isinstance(before, str) else tuple(before)
-            other.data.exclude_classes = (*before, left_out)
+            other.data.exclude_classes = (*(chosen["exclude_classes"] or ()), left_out)
         other.data.exclude_how = "relabel"
         # The first so many of what is left: as many as the full run had of the other classes.
         if config.data.num_train is not None:
