@@ -162,13 +162,19 @@ def _is_same_but_for_name(there: dict[str, Any] | None, settings: dict[str, Any]
 
 def move_aside(target: Path, step: int, display: Display) -> None:
     """Keeps what a folder holds of an earlier step, as <folder>.step-<number>."""
-    aside, number = target.with_name(f"{target.name}.step-{step}"), 0
-    while aside.exists():
-        number += 1
-        aside = target.with_name(f"{target.name}.step-{step}.{number}")
+    kept = aside(target, step)
     if workdir.is_writer():
-        os.rename(target, aside)
-    display.say(f"the earlier evaluation is kept as {aside}")
+        os.rename(target, kept)
+    display.say(f"the earlier evaluation is kept as {kept}")
+
+
+def aside(target: Path, step: int | str) -> Path:
+    """Where what a folder holds of an earlier step can be kept: a name beside it that is free."""
+    free, number = target.with_name(f"{target.name}.step-{step}"), 0
+    while free.exists():
+        number += 1
+        free = target.with_name(f"{target.name}.step-{step}.{number}")
+    return free
 
 
 def _measure(

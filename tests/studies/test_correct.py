@@ -75,25 +75,25 @@ def test_a_correction_is_fitted_once_and_then_part_of_the_predictor(
 @pytest.mark.slow
 def test_a_correction_is_called_flattered_on_the_split_that_it_was_fitted_on(copied_run, command):
     run = [f"--workdir={copied_run}"]
-    for name, split in (("leak", "test"), ("held", "validation")):
-        few = ["--config.correction.num_samples=50", "--config.correction.rounds=1", "--config.correction.name=" + name]
-        assert command("--mode=correct", *run, *ATTACKED, *few, f"--config.correction.split={split}").code == 0
+    few = ["num_samples=50", "rounds=1", "name=leak", "split=test"]
+    fit = ["--mode=correct", *run, *ATTACKED, *(f"--config.correction.{one}" for one in few)]
+    assert command(*fit).code == 0
     warning = "correction 'leak' was fitted on this split, test, which flatters it"
     diagnosed = [
         "--config.analysis.attacks=fgsm",
         "--config.analysis.temperatures=()",
         "--config.analysis.resamples=20",
     ]
-    for name, split, leaks in (("leak", "test", True), ("held", "test", False), ("leak", "validation", False)):
-        corrected = f"--config.eval.correction={name}"
-        where = [f"--config.eval.split={split}", f"--config.eval.name={name}-{split}"]
+    corrected = "--config.eval.correction=leak"
+    for split, leaks in (("test", True), ("validation", False)):
+        where = [f"--config.eval.split={split}", f"--config.eval.name={split}"]
         answer = command("--mode=evaluate", *run, *EVALUATED, corrected, *where)
         assert answer.code == 0 and (f"warning: {warning}" in " ".join(answer.out.split())) == leaks, answer
-        told = results.read_results(copied_run / f"eval/{name}-{split}")["warnings"]
+        told = results.read_results(copied_run / f"eval/{split}")["warnings"]
         assert sum(line.startswith(warning) for line in told) == leaks
-        where = [f"--config.analysis.split={split}", f"--config.analysis.name={name}-{split}"]
+        where = [f"--config.analysis.split={split}", f"--config.analysis.name={split}"]
         answer = command("--mode=diagnose", *run, *diagnosed, corrected, *where)
-        verdict = files.read(copied_run / f"diagnosis-{name}-{split}")["verdict"]
+        verdict = files.read(copied_run / f"diagnosis-{split}")["verdict"]
         assert answer.code == 0 and any(line.startswith(f"warning: {warning}") for line in verdict) == leaks, answer
         assert all(f"- {line}" in answer.out.splitlines() for line in verdict)
     assert warning in html.unescape((copied_run / "report.html").read_text("utf-8"))

@@ -125,6 +125,8 @@ def test_homing(command, refused, run_folder):
     assert answer.code == 0, answer
     found = files.read(run_folder / "homing")
     (eight,) = found["classes"]
+    model = results.read_results(run_folder / "eval/homing")["model"]
+    assert (found["checkpoint"], found["step"]) == (model["checkpoint"], model["step"])
     full = results.read_per_sample(run_folder / "eval/homing")
     without = results.read_per_sample(run_folder / "homing/8/eval/homing")
     assert set(without["id"]) == set(full["id"][full["label"] != 8])
