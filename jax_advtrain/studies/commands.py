@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax_advtrain.errors import ConfigError
 from jax_advtrain.reports.page.run import Holdings
+from jax_advtrain.studies import correcting
 from jax_advtrain.training import workdir
 
 _EVALUATION = (
     *("split", "attacks", "epsilons_linf", "epsilons_l2", "epsilons_l1", "num_samples", "check_samples"),
-    "checkpoint",
+    *("checkpoint", "correction"),
 )
+_FITTED = ("attack", "norm", "epsilon", "split", "num_samples", "rounds", "most_loss")
 _ANALYSIS = (
     *("attacks", "norm", "epsilon", "split", "num_samples", "temperatures", "temperature_steps", "superclasses"),
     "resamples",
@@ -46,21 +49,30 @@ def again(folder: Path) -> Path:
 
 
 def of_run(held: Holdings, folder: Path) -> Commands:
-    """Training with just this config, then each evaluation and study that training itself does not leave."""
+    """Training with just this config, then each evaluation and study that training itself does not leave, a correction
+    before the first that uses it."""
     there, config = f"--workdir={again(folder)}", held.config
     found = [
         ("Train, evaluate and draw with just these settings:", line(f"--config={folder / workdir.CONFIG_NAME}", there))
     ]
+    fitted: set[str] = set()
+
+    def fit(name: str) -> Commands:
+        if not name or name in fitted:
+            return []
+        fitted.add(name)
+        return _correction(held, folder, name, there)
+
     # What training leaves, and what homing does.
     usual = {name.strip() for name in str(config["eval"]["after_training"]).split(",")} | {"homing"}
     for one in held.evaluations:
         if one.name not in usual and not one.name.startswith("homing-"):
             flags = _flags("eval", one.settings, config["eval"], _EVALUATION)
             command = line(there, "--mode=evaluate", f"--config.eval.name={one.name}", *flags)
-            found.append((f"The evaluation {one.name}:", command))
+            found += [*fit(one.settings.get("correction", "")), (f"The evaluation {one.name}:", command)]
     for name, facts, _ in held.diagnoses:
         command = line(there, "--mode=diagnose", *_diagnosis(held, folder / name, facts))
-        found.append((f"The diagnosis in {name}:", command))
+        found += [*fit(facts["model"].get("correction", "")), (f"The diagnosis in {name}:", command)]
     for mode, studies in (("margins", held.surveys), ("equilibrium", held.equilibria)):
         for name, facts, _ in studies:
             asked = facts["settings"]
@@ -75,13 +87,28 @@ def of_run(held: Holdings, folder: Path) -> Commands:
     return found
 
 
+def _correction(held: Holdings, folder: Path, name: str, there: str) -> Commands:
+    """The correction of that name, as its file says; nothing where that is gone or damaged."""
+    try:
+        facts = correcting.read(folder, name)
+        asked = {} if facts is None else facts["settings"]
+    except (ConfigError, KeyError, TypeError, OSError):
+        return []
+    if not asked:
+        return []
+    own = _flags("eval", asked, held.config["eval"], ("checkpoint",))
+    flags = [f"--config.correction.name={name}", *own, *_flags("correction", asked, held.config["correction"], _FITTED)]
+    return [(f"The correction {name}:", line(there, "--mode=correct", *flags))]
+
+
 def _diagnosis(held: Holdings, place: Path, facts: Mapping[str, Any]) -> list[str]:
     asked = {**workdir.read_json(place / "settings.json")} if (place / "settings.json").exists() else {}
     kept = {**held.config["analysis"], "norm": held.norm, "epsilon": held.epsilon}
     name = place.name.removeprefix("diagnosis").removeprefix("-")
     named = [f"--config.analysis.name={name}"] if name else []
-    checkpoint = {"checkpoint": facts["model"].get("checkpoint", held.config["eval"]["checkpoint"])}
-    own = _flags("eval", checkpoint, held.config["eval"], ("checkpoint",))
+    usual = {"checkpoint": held.config["eval"]["checkpoint"], "correction": ""}
+    predictor = {field: facts["model"].get(field, value) for field, value in usual.items()}
+    own = _flags("eval", predictor, held.config["eval"], tuple(usual))
     return [*named, *own, *_flags("analysis", asked, kept, _ANALYSIS)]
 
 
@@ -141,6 +168,7 @@ def of_comparison(places: Sequence[Path], folder: Path, kept: Mapping[str, Any])
     fields = ("name", "attacks", "split", "num_samples", "resamples", "norm", "epsilon")
     flags = [flag(f"analysis.{field}", settings[field]) for field in fields if settings.get(field) not in ("", None)]
     flags.append(flag("eval.checkpoint", settings["checkpoint"]))
+    flags += [flag("eval.correction", settings["correction"])] if settings.get("correction") else []
     runs = f"--workdirs={','.join(map(str, places))}"
     command = line("--mode=diagnose", runs, f"--workdir={again(folder)}", *flags)
     return [("Diagnose these runs and compare them:", command)]

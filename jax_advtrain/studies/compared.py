@@ -16,7 +16,7 @@ from jax_advtrain.studies.grid import Run
 from jax_advtrain.training import workdir
 from jax_advtrain.training.checkpoints import BEST, LAST
 from jax_advtrain.training.display import Display
-from jax_advtrain.training.monitor import stops_early
+from jax_advtrain.training.monitor import monitored_radius, stops_early
 
 COMPARISON_NAME = "comparison.json"
 
@@ -68,6 +68,7 @@ def _unfinished(found: Sequence[Run], asked: Any) -> list[Run]:
             except ConfigError as error:
                 raise ConfigError(f"method {run.method}: {error}") from error
             opening.refuse_other_run(run.config, run.folder)
+            _refuse_other_training(run)
             for config in grid.evaluations(run, asked):
                 target = run.folder / "eval" / config.eval.name
                 differing = evaluations.other_settings(config, target, config.eval.checkpoint)
@@ -77,6 +78,37 @@ def _unfinished(found: Sequence[Run], asked: Any) -> list[Run]:
                         "--config.base.eval.name=NAME"
                     )
         return [run for run in found if not _is_finished(run, asked)]
+
+
+def _refuse_other_training(run: Run) -> None:
+    """A run's own command may change how long it trains and which checkpoint is kept as the best, so neither is a part
+    of its identity; in a table the methods must be trained as the grid says."""
+    lines, kept = workdir.read_metrics(run.folder), workdir.read_config(run.folder)
+    if not lines or kept is None:
+        return
+    trained, where = lines[-1]["epoch"], f"method {run.method}: {run.folder}"
+    if trained > run.config.epochs:
+        raise ConfigError(
+            f"{where} has trained {trained} epochs, the grid asks for {run.config.epochs}; it may only grow: give "
+            f"--config.base.epochs={trained} or more (or the method's own epochs), or another --workdir"
+        )
+    there, here = _choosing(kept), _choosing(configs.plain(run.config))
+    fields = there.keys() & here.keys()  # an older config lacks some
+    if monitored_radius(configs.from_plain(kept)) == monitored_radius(run.config):
+        fields -= {"monitor.norm", "monitor.epsilon"}  # None, which the defense fills in, is as good as its number
+    differing = configs.differences({name: there[name] for name in fields}, {name: here[name] for name in fields})
+    if differing:
+        raise ConfigError(
+            f"{where} was trained otherwise than the grid asks: {'; '.join(differing)}. Set that in the grid's base "
+            "(or in the method), or give another --workdir"
+        )
+
+
+def _choosing(plain: dict[str, Any]) -> dict[str, Any]:
+    """What of a plain config decides which epoch is the last and which the best, by dotted name."""
+    found = {f"monitor.{name}": value for name, value in plain.get("monitor", {}).items()}
+    found |= {f"checkpoint.{name}": value for name, value in plain.get("checkpoint", {}).items() if name == "best_by"}
+    return found | {name: value for name, value in plain.items() if name == "patience"}
 
 
 def _is_finished(run: Run, asked: Any) -> bool:

@@ -11,9 +11,10 @@ from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation.classwise import comparing, files, observations
 from jax_advtrain.reports import classwise_flow as maps
 from jax_advtrain.reports import classwise_runs as pictures
-from jax_advtrain.studies import diagnosis, opening, reporting
+from jax_advtrain.studies import correcting, diagnosis, opening, reporting
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
+from jax_advtrain.training.monitor import monitored_radius
 
 _SETTINGS_NAME = "settings.json"
 # A place of its own for every run's data; where the command line changed one, it holds for all runs.
@@ -24,8 +25,8 @@ def compare_runs(config: Any, folders: Sequence[Path], target: Path, display: Di
     """Diagnoses each workdir (what is diagnosed already is not diagnosed again) and compares them into a folder.
 
     Args:
-      config: that of the first workdir, with what the command line changed; its section `analysis` and its
-        eval.checkpoint hold for all.
+      config: that of the first workdir, with what the command line changed; its section `analysis`, its
+        eval.checkpoint and its eval.correction (of each workdir the one of that name) hold for all.
       folders: workdirs, two or more.
       target: where the comparison goes; one of other runs or settings in it is refused.
 
@@ -33,14 +34,16 @@ def compare_runs(config: Any, folders: Sequence[Path], target: Path, display: Di
       The content of <target>/classwise.json.
 
     Raises:
-      ConfigError: before any attack: no such run, runs over different classes, samples or radii, another comparison
-        there.
+      ConfigError: before any attack: no such run or correction, runs over different classes, samples or radii, one
+        seed of a method twice, another comparison there.
     """
     display = display or Display()
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
         raise ConfigError("--workdirs needs two folders or more, each once, with commas between them")
     of_runs = [_config_of(config, folders[0], folder) for folder in folders]
     norm, epsilon = _one_radius(of_runs, folders)
+    methods = _methods(of_runs)
+    _refuse_twins(of_runs, folders, methods)
     _refuse_others(of_runs, folders)
     settings = {
         **{
@@ -50,16 +53,17 @@ def compare_runs(config: Any, folders: Sequence[Path], target: Path, display: Di
         "norm": norm,
         "epsilon": epsilon,
         "checkpoint": config.eval.checkpoint,
+        "correction": config.eval.correction,
         "runs": [str(folder.resolve()) for folder in folders],
     }
     there = _standing(target)
-    if there is not None and there.get("settings") != settings:
-        differing = "; ".join(configs.differences(there.get("settings") or {}, settings))
+    if there is not None and there["settings"] != settings:
+        differing = "; ".join(configs.differences(there["settings"], settings))
         raise ConfigError(f"{target} holds another comparison: {differing}. Give --workdir=DIR for this one")
     if workdir.read_config(target) is not None:
         raise ConfigError(f"{target} is the workdir of a run; give another --workdir for the comparison")
     runs, steps, told = [], [], []
-    for one, folder, name, method in zip(of_runs, folders, _names(folders), _methods(of_runs), strict=True):
+    for one, folder, name, method in zip(of_runs, folders, _names(folders), methods, strict=True):
         told.append((method, name, folder))
         display.say(f"{name}: {folder}")
         facts = diagnosis.diagnose_run(one, folder, display)
@@ -79,6 +83,11 @@ def compare_runs(config: Any, folders: Sequence[Path], target: Path, display: Di
             runs, norm=norm, epsilon=epsilon, split=config.analysis.split, resamples=config.analysis.resamples,
             seed=config.seed,
         )  # fmt: skip
+    content["verdict"] += [
+        f"warning: {name}: {line}"
+        for one, folder, name in zip(of_runs, folders, _names(folders), strict=True)
+        for line in correcting.warnings(one, folder, config.analysis.split)
+    ]
     if there is not None and there.get("steps") == steps:
         display.say(f"{target} holds this comparison already")
     elif workdir.is_writer():
@@ -100,11 +109,13 @@ def _standing(target: Path) -> dict[str, Any] | None:
         found = workdir.read_json(target / _SETTINGS_NAME)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return found if isinstance(found, dict) and (target / files.FACTS_NAME).exists() else None
+    if not isinstance(found, dict) or not (target / files.FACTS_NAME).exists():
+        return None
+    return {**found, "settings": {"correction": "", **(found.get("settings") or {})}}  # older ones knew of none
 
 
 def _config_of(config: Any, first: Path, folder: Path) -> Any:
-    """A run's own config, with the analysis and the checkpoint that are asked for."""
+    """A run's own config, with the analysis, the checkpoint and the correction that are asked for."""
     with opening.config_errors():
         kept, of_first = workdir.read_config(folder), workdir.read_config(first)
         if kept is None or of_first is None:
@@ -112,7 +123,8 @@ def _config_of(config: Any, first: Path, folder: Path) -> Any:
         own: Any = configs.from_plain(kept)
     with own.unlocked():
         own.analysis = copy.deepcopy(config.analysis)
-        own.eval.checkpoint, own.eval.batch_size = config.eval.checkpoint, config.eval.batch_size
+        for field in ("checkpoint", "correction", "batch_size"):
+            own.eval[field] = config.eval[field]
         for field in _FREE_DATA_FIELDS:
             if config.data[field] != of_first["data"].get(field):
                 own.data[field] = config.data[field]
@@ -133,9 +145,10 @@ def _one_radius(of_runs: Sequence[Any], folders: Sequence[Path]) -> tuple[str, f
 
 
 def _refuse_others(of_runs: Sequence[Any], folders: Sequence[Path]) -> None:
-    """Runs over different classes or samples, before anything is attacked."""
+    """Runs over different classes or samples, or without the correction, before anything is attacked."""
     seen = []
     for one, folder in zip(of_runs, folders, strict=True):
+        correcting.asked_for(one, folder)
         experiment = opening.set_up(one, folder, is_training=False)
         data = opening.samples(experiment, "analysis", one)
         seen.append(observations.observed(data.labels, data.labels, {}, data.class_names, ids=data.ids))
@@ -152,9 +165,18 @@ def _names(folders: Sequence[Path]) -> list[str]:
     ]
 
 
+def _refuse_twins(of_runs: Sequence[Any], folders: Sequence[Path], methods: Sequence[str]) -> None:
+    """One seed twice is no second draw of training: its spread over seeds would be too small."""
+    first: dict[tuple[str, int], Path] = {}
+    for one, folder, method in zip(of_runs, folders, methods, strict=True):
+        other = first.setdefault((method, one.seed), folder)
+        if other is not folder:
+            raise ConfigError(f"{other} and {folder} are both seed {one.seed} of {method}; give each seed once")
+
+
 def _methods(of_runs: Sequence[Any]) -> list[str]:
     """What tells methods apart, all but the seed: the defense, and of several with one name the fields that differ."""
-    identities = [_flat({**configs.identity(one), "seed": None}) for one in of_runs]
+    identities = [_flat({**_method(one), "seed": None}) for one in of_runs]
     names = [str(one["defense.name"]) for one in identities]
     methods = []
     for own, name in zip(identities, names, strict=True):
@@ -163,6 +185,18 @@ def _methods(of_runs: Sequence[Any]) -> list[str]:
         told = ", ".join(f"{field.removeprefix('defense.')}={own[field]}" for field in fields)
         methods.append(f"{name} ({told})" if told else name)
     return methods
+
+
+def _method(config: Any) -> dict[str, Any]:
+    """A run's identity, and what else decides which of its epochs is the last and which the best."""
+    whole = configs.plain(config)
+    norm, epsilon = monitored_radius(config)
+    return {
+        **configs.identity(config),
+        **{name: whole[name] for name in ("epochs", "patience")},
+        "checkpoint": {"best_by": whole["checkpoint"]["best_by"]},
+        "monitor": {**whole["monitor"], "norm": norm, "epsilon": epsilon},
+    }
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -47,9 +47,9 @@ def correct_run(config: Any, folder: Path | str, display: Display | None = None)
         **{"norm": norm, "epsilon": epsilon, "checkpoint": which, "seed": config.seed, "step": int(state.step)},
     }
     target = _place(folder, asked.name)
-    there = _read(target)
+    there = read(folder, asked.name)
     if workdir.agreed(there is not None):
-        there = there or _read(target) or {}
+        there = there or read(folder, asked.name) or {}
         if differing := configs.differences(there["settings"], settings):
             raise ConfigError(
                 f"{target} holds another correction: {'; '.join(differing)}. Give this one a file of its own: "
@@ -91,15 +91,9 @@ def predictor(config: Any, folder: Path, experiment: Experiment, state: TrainSta
       ConfigError: no such correction, or one of another checkpoint.
     """
     logits_fn, name = experiment.logits_fn(state), config.eval.correction
-    if not name:
-        return logits_fn
-    facts = _read(_place(folder, name))
+    facts = asked_for(config, folder)
     if facts is None:
-        there = sorted(path.stem for path in (folder / _FOLDER_NAME).glob("*.json"))
-        have = f"it has {', '.join(there)}" if there else "it has none"
-        raise ConfigError(
-            f"eval.correction is {name!r}: {folder} has no such correction ({have}); fit it by --mode=correct"
-        )
+        return logits_fn
     fitted, step = facts["settings"], int(state.step)
     if fitted["step"] != step:
         raise ConfigError(
@@ -110,17 +104,53 @@ def predictor(config: Any, folder: Path, experiment: Experiment, state: TrainSta
     return logit_correction.corrected(logits_fn, np.asarray(facts["correction"], np.float32))
 
 
-def _place(folder: Path, name: str) -> Path:
-    return folder / _FOLDER_NAME / f"{name}.json"
+def asked_for(config: Any, folder: Path) -> dict[str, Any] | None:
+    """The content of the correction that eval.correction names in a workdir; None where it names none.
+
+    Raises:
+      ConfigError: no such correction.
+    """
+    name = config.eval.correction
+    if not name:
+        return None
+    facts = read(folder, name)
+    if facts is None:
+        there = sorted(path.stem for path in (folder / _FOLDER_NAME).glob("*.json"))
+        have = f"it has {', '.join(there)}" if there else "it has none"
+        raise ConfigError(
+            f"eval.correction is {name!r}: {folder} has no such correction ({have}); fit it by --mode=correct"
+        )
+    return facts
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def warnings(config: Any, folder: Path, split: str) -> list[str]:
+    """A line where the correction that eval.correction names was fitted on the split that is attacked."""
+    facts = asked_for(config, folder)
+    if facts is None or facts["settings"].get("split") != split:
+        return []
+    return [
+        f"correction {config.eval.correction!r} was fitted on this split, {split}, which flatters it, the worst class "
+        "most: look at another split, or fit one on another (--mode=correct --config.correction.split=SPLIT)"
+    ]
+
+
+def read(folder: Path, name: str) -> dict[str, Any] | None:
+    """The content of the correction of that name in a workdir, or None.
+
+    Raises:
+      ConfigError: its file is damaged.
+    """
+    path = _place(folder, name)
     try:
         return workdir.read_json(path)
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise ConfigError(f"{path} is no correction: {error}; remove it") from None
+
+
+def _place(folder: Path, name: str) -> Path:
+    return folder / _FOLDER_NAME / f"{name}.json"
 
 
 def _show(display: Display, target: Path, facts: dict[str, Any]) -> None:

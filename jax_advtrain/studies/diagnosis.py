@@ -146,12 +146,14 @@ def _diagnose(
             state_folder=state_folder,
             progress=tell,
         )
+    warnings = [f"warning: {line}" for line in correcting.warnings(config, folder, settings["split"])]
+    facts = {**found.facts, "verdict": [*found.facts["verdict"], *warnings]}
     if workdir.is_writer():
         workdir.write_json(target / _SETTINGS_NAME, settings)
-        files.write(target, found.facts, found.arrays)
+        files.write(target, facts, found.arrays)
         for old in target.parent.glob(f".{target.name}.state-*"):
             shutil.rmtree(old, ignore_errors=True)
-    return found.facts
+    return facts
 
 
 def _kernel(experiment: Experiment, state: TrainState, data: Dataset) -> tuple[np.ndarray | None, str]:

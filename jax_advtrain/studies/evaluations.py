@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,10 @@ def evaluate_run(config: Any, folder: Path | str, display: Display | None = None
     experiment, state = opening.load_run(config, folder, which, display)
     with opening.config_errors():
         logits_fn = correcting.predictor(config, folder, experiment, state)
+        warnings = correcting.warnings(config, folder, config.eval.split)
     plain_name = f"{which}-{config.eval.correction}" if config.eval.correction else which
     target = folder / "eval" / (config.eval.name or plain_name)
-    found = evaluate_state(config, target, display, experiment, state, which, logits_fn=logits_fn)
+    found = evaluate_state(config, target, display, experiment, state, which, logits_fn=logits_fn, warnings=warnings)
     show(display, target.name, found)
     display.say(f"results: {target / results.RESULTS_NAME}")
     display.say(f"plots:   {target}")
@@ -109,12 +110,14 @@ def evaluate_state(
     replace: bool = False,
     twin: Path | None = None,
     logits_fn: jax.tree_util.Partial | None = None,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluates and draws into a folder, unless the same is there already.
 
     An evaluation of an earlier step of the run (with `replace`: any other) is moved aside, to <folder>.step-<number>.
     Where the folder `twin` holds the same evaluation of the same step, under another checkpoint's name, nothing is
-    attacked twice. `logits_fn` is the predictor where it is not the state's alone.
+    attacked twice. `logits_fn` is the predictor where it is not the state's alone. `warnings` go
+    into results.json, before those that follow from the attacks.
 
     Returns:
       results.json's content.
@@ -145,7 +148,7 @@ def evaluate_state(
             )
             checked = [line for line in found["warnings"] if line not in results.record_warnings(measured[0])]
         else:
-            checked = _check(config, display, logits_fn, data)
+            checked = [*warnings, *_check(config, display, logits_fn, data)]
             measured = _measure(config, target, settings, display, experiment, logits_fn, data, which)
         found = _write(config, target, data, settings, measured, checked)
         _forget_states(target)
@@ -159,13 +162,19 @@ def _is_same_but_for_name(there: dict[str, Any] | None, settings: dict[str, Any]
 
 def move_aside(target: Path, step: int, display: Display) -> None:
     """Keeps what a folder holds of an earlier step, as <folder>.step-<number>."""
-    aside, number = target.with_name(f"{target.name}.step-{step}"), 0
-    while aside.exists():
-        number += 1
-        aside = target.with_name(f"{target.name}.step-{step}.{number}")
+    kept = aside(target, step)
     if workdir.is_writer():
-        os.rename(target, aside)
-    display.say(f"the earlier evaluation is kept as {aside}")
+        os.rename(target, kept)
+    display.say(f"the earlier evaluation is kept as {kept}")
+
+
+def aside(target: Path, step: int | str) -> Path:
+    """Where what a folder holds of an earlier step can be kept: a name beside it that is free."""
+    free, number = target.with_name(f"{target.name}.step-{step}"), 0
+    while free.exists():
+        number += 1
+        free = target.with_name(f"{target.name}.step-{step}.{number}")
+    return free
 
 
 def _measure(

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from jax_advtrain import config as configs
 from jax_advtrain.attacks.registry import unknown_name
 from jax_advtrain.config_check import analysed_radius
-from jax_advtrain.data import Dataset
+from jax_advtrain.data import Dataset, fields
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import results
 from jax_advtrain.evaluation.classwise import files, from_per_sample, home
@@ -23,6 +24,8 @@ from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
 
 ALL = "all"
+# What the classes of one file have in common.
+_SAME = ("norm", "epsilon", "split", "checkpoint", "step")
 
 
 def home_run(config: Any, folder: Path | str, display: Display | None = None) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def home_run(config: Any, folder: Path | str, display: Display | None = None) ->
 
     Like every run, one that was stopped goes on with the same command; what is trained is not trained again. The two
     evaluations lie in eval/homing of either workdir, the answer in <folder>/homing/classwise.json, to which each class
-    adds its part.
+    of the same checkpoint and step adds its part; that of another is kept beside, in homing.step-<number>.
 
     Returns:
       classwise.json's content.
@@ -72,7 +75,11 @@ def home_run(config: Any, folder: Path | str, display: Display | None = None) ->
         kept = [k for k in range(len(names)) if names[k] != left_out]
         without = from_per_sample(results.read_per_sample(its_target), [names[k] for k in kept], norm, epsilon)
         found.append(home.home(full, without, kept, WORST_OF))
-        content = _write(folder, name, found, names, norm, epsilon, config.analysis.split)
+        content = home.content(
+            found, names, attack=WORST_OF, norm=norm, epsilon=epsilon, split=config.analysis.split, checkpoint=which,
+            step=int(state.step),
+        )  # fmt: skip
+        content = _write(folder / name, content, display)
     for left_out in asked:
         display.say(f"- {next(line for line in content['verdict'] if line.startswith(f'{left_out}: '))}")
     display.say(f"all of it: {folder / name / files.FACTS_NAME}")
@@ -98,13 +105,12 @@ def _reduced(config: Any, experiment: Experiment, full_data: Dataset, left_out: 
     other = copy.deepcopy(config)
     splits = experiment.splits
     label = splits.train.class_names.index(left_out)
+    chosen = fields.complete(config.data)  # a class may be a number there, and 0 is one
     with other.unlocked(), other.ignore_type():
-        if config.data.classes:
+        if chosen["classes"] is not None:
             other.data.classes = tuple(name for name in splits.train.class_names if name != left_out)
         else:
-            before = config.data.exclude_classes
-            before = () if not before else tuple(before.split(",")) if isinstance(before, str) else tuple(before)
-            other.data.exclude_classes = (*before, left_out)
+            other.data.exclude_classes = (*(chosen["exclude_classes"] or ()), left_out)
         other.data.exclude_how = "relabel"
         # The first so many of what is left: as many as the full run had of the other classes.
         if config.data.num_train is not None:
@@ -148,19 +154,29 @@ def _refuse_other(config: Any, target: Path, which: str) -> None:
         )
 
 
-def _write(folder: Path, name: str, found: list[Any], names, norm: str, epsilon: float, split: str) -> dict[str, Any]:
-    """Adds the classes to those that were left out earlier."""
-    target = folder / name
-    done = [one.left_out for one in found]
-    earlier: list[Any] = []
+def _write(target: Path, content: dict[str, Any], display: Display) -> dict[str, Any]:
+    """Adds the classes that were left out earlier, or moves these aside where they are of another model or radius."""
+    done = [one["left_out"] for one in content["classes"]]
     with contextlib.suppress(FileNotFoundError):
         there = files.read(target)
-        if (there["norm"], there["epsilon"], there["split"]) == (norm, epsilon, split):
+        if all(there.get(field) == content[field] for field in _SAME):
             earlier = [one for one in there["classes"] if one["left_out"] not in done]
-    content = home.content(
-        [*found, *earlier], names, attack=WORST_OF, norm=norm, epsilon=epsilon, split=split
-    )  # fmt: skip
+            asked = {field: content[field] for field in ("attack", *_SAME)}
+            content = home.content([*content["classes"], *earlier], content["class_names"], **asked)
+        else:
+            _move_aside(target, there, display)
     if workdir.is_writer():
         files.write(target, content)
         pictures.homing(content, target / "homing.png")
     return content
+
+
+def _move_aside(target: Path, there: dict[str, Any], display: Display) -> None:
+    """Keeps an earlier answer in a folder beside; the runs that lie in the same folder stay, and are trained on."""
+    aside = evaluations.aside(target, there.get("step", "unknown"))  # older ones did not say
+    if workdir.is_writer():
+        aside.mkdir()
+        for name in (files.FACTS_NAME, "homing.png"):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(target / name, aside / name)
+    display.say(f"the earlier homing is kept as {aside}")

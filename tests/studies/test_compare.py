@@ -111,6 +111,58 @@ def test_radii_make_runs(grid_file, tmp_path):
     assert [run.config.seed for run in runs] == [0, 0, 1, 0, 1] and asked.base.seed == 0
 
 
+@pytest.fixture
+def half_done(grid_file, tmp_path):
+    """half_done(epochs, change): the grid's first run with a log of so many epochs, its kept config changed."""
+
+    def make(epochs, change=lambda kept: None):
+        first = grid.runs(command_line.read_config(str(grid_file), grids=True), tmp_path / "runs")[0]
+        kept = configs.plain(first.config)
+        change(kept)
+        workdir.write_json(first.folder / "config.json", kept)
+        lines = [{"epoch": epoch, "step": 19 * epoch, "seconds": 1.0} for epoch in range(1, epochs + 1)]
+        (first.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return first.folder
+
+    return make
+
+
+def test_a_run_that_trained_longer_than_the_grid_asks_is_refused(compare, half_done, unchanged):
+    folder = half_done(3)
+    before = unchanged(folder)
+    for mode in ((), ("--mode=table",)):
+        code, _, err = compare(*mode)
+        assert code == 2 and err.count("\n") == 1, err
+        assert f"method standard: {folder} has trained 3 epochs, the grid asks for 1; it may only grow" in err
+        assert "--config.base.epochs=3 or more" in err and "another --workdir" in err
+    assert unchanged(folder) == before
+    assert "3 of 3 runs" in compare("--mode=table", "--config.base.epochs=3")[2]
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "says"),
+    [
+        (None, "patience", 5, "patience (5 there, None here)"),
+        ("checkpoint", "best_by", "worst", "checkpoint.best_by ('worst' there, 'mean' here)"),
+        ("monitor", "num_samples", 10, "monitor.num_samples (10 there, 20 here)"),
+        ("monitor", "epsilon", 0.3, "monitor.epsilon (0.3 there, None here)"),
+    ],
+)
+def test_a_run_whose_epochs_were_chosen_otherwise_is_refused(compare, half_done, section, field, value, says):
+    half_done(1, lambda kept: (kept[section] if section else kept).update({field: value}))
+    code, _, err = compare("--mode=table")
+    assert code == 2 and err.count("\n") == 1 and f"otherwise than the grid asks: {says}" in err, err
+
+
+def test_older_configs_and_the_same_radius_in_other_words_are_taken(compare, half_done):
+    def older(kept):
+        del kept["patience"], kept["checkpoint"]["best_by"], kept["monitor"]["every"]
+        kept["monitor"].update(norm="linf", epsilon=0.1)  # the middle radius of the evaluation, which None stands for
+
+    half_done(1, older)
+    assert "3 of 3 runs" in compare("--mode=table")[2]
+
+
 @pytest.mark.slow
 def test_interrupted_then_found(compare, tmp_path, monkeypatch, unchanged):
     """Stopped before the second run's evaluation, started again, and asked once more: nothing is done twice."""

@@ -1,5 +1,6 @@
 """--mode=correct on a real small run: what is fitted is kept, and is what evaluation and diagnosis then attack."""
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from jax_advtrain import config as configs
 from jax_advtrain.evaluation import results
+from jax_advtrain.evaluation.classwise import files
 from jax_advtrain.studies import correcting, opening
 from jax_advtrain.training import workdir
 from jax_advtrain.training.display import Display
@@ -68,6 +70,33 @@ def test_a_correction_is_fitted_once_and_then_part_of_the_predictor(
         results.read_per_sample(copied_run / "eval" / name)["clean_prediction"] for name in ("plain", "best-correction")
     )
     assert (before != after).any()
+
+
+@pytest.mark.slow
+def test_a_correction_is_called_flattered_on_the_split_that_it_was_fitted_on(copied_run, command):
+    run = [f"--workdir={copied_run}"]
+    few = ["num_samples=50", "rounds=1", "name=leak", "split=test"]
+    fit = ["--mode=correct", *run, *ATTACKED, *(f"--config.correction.{one}" for one in few)]
+    assert command(*fit).code == 0
+    warning = "correction 'leak' was fitted on this split, test, which flatters it"
+    diagnosed = [
+        "--config.analysis.attacks=fgsm",
+        "--config.analysis.temperatures=()",
+        "--config.analysis.resamples=20",
+    ]
+    corrected = "--config.eval.correction=leak"
+    for split, leaks in (("test", True), ("validation", False)):
+        where = [f"--config.eval.split={split}", f"--config.eval.name={split}"]
+        answer = command("--mode=evaluate", *run, *EVALUATED, corrected, *where)
+        assert answer.code == 0 and (f"warning: {warning}" in " ".join(answer.out.split())) == leaks, answer
+        told = results.read_results(copied_run / f"eval/{split}")["warnings"]
+        assert sum(line.startswith(warning) for line in told) == leaks
+        where = [f"--config.analysis.split={split}", f"--config.analysis.name={split}"]
+        answer = command("--mode=diagnose", *run, *diagnosed, corrected, *where)
+        verdict = files.read(copied_run / f"diagnosis-{split}")["verdict"]
+        assert answer.code == 0 and any(line.startswith(f"warning: {warning}") for line in verdict) == leaks, answer
+        assert all(f"- {line}" in answer.out.splitlines() for line in verdict)
+    assert warning in html.unescape((copied_run / "report.html").read_text("utf-8"))
 
 
 def test_the_predictor_adds_the_kept_numbers_and_refuses_those_of_another_step(copied_run):

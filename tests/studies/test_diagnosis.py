@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jax_advtrain import config as configs
 from jax_advtrain.evaluation import results
 from jax_advtrain.evaluation.classwise import files
+from jax_advtrain.studies import comparing
 
 QUICK = (
     "--config.analysis.attacks=fgsm, pgd:num_steps=3",
@@ -33,6 +35,15 @@ def log_classes(folder: Path) -> None:
         counts = {"clean": [17] * 10, "robust": [*range(3, 13)]}
         line["validation"]["per_class"] = {what: {"n": [18] * 10, "correct": right} for what, right in counts.items()}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def keep_correction(folder: Path, split: str = "validation") -> None:
+    """A correction of the last checkpoint, called mine: class 3 for nearly everything."""
+    step = max(int(path.name) for path in (folder / "checkpoints/last").iterdir() if path.name.isdigit())
+    settings = {"checkpoint": "last", "step": step, "split": split}
+    correction = [30.0 * (number == 3) for number in range(10)]
+    (folder / "corrections").mkdir()
+    (folder / "corrections/mine.json").write_text(json.dumps({"settings": settings, "correction": correction}))
 
 
 @pytest.mark.slow
@@ -88,6 +99,23 @@ def test_compare(command, refused, unchanged, tiny_config, run_folder, tmp_path)
     assert unchanged(tmp_path) == before
     refused([*asked, "--config.analysis.epsilon=0.01"], "comparison holds another comparison: epsilon")
     refused([*asked, f"--workdir={other}"], "is the workdir of a run")
+    # A correction is a part of the predictor, of each run its own, and of what the comparison is called the same by.
+    for folder in (run_folder, other):
+        keep_correction(folder, "test")
+    asked = [*asked, "--config.eval.correction=mine", "--config.eval.checkpoint=last"]
+    refused([*asked, "--config.analysis.name=mine"], "comparison holds another comparison: checkpoint")
+    asked = [*asked, "--config.analysis.name=mine", f"--workdir={tmp_path / 'corrected'}"]
+    assert command(*asked).code == 0
+    assert json.loads((tmp_path / "corrected/settings.json").read_text())["settings"]["correction"] == "mine"
+    for folder in (run_folder, other):
+        assert json.loads((folder / "diagnosis-mine/settings.json").read_text())["correction"] == "mine"
+        predicted = files.read_arrays(folder / "diagnosis-mine")["clean_prediction"]
+        assert np.mean(predicted == 3) > 0.9 > np.mean(files.read_arrays(folder / "diagnosis")["clean_prediction"] == 3)
+    warned = [line for line in files.read(tmp_path / "corrected")["verdict"] if line.startswith("warning: ")]
+    assert [line.partition(" was fitted on this split, test")[0] for line in warned] == [
+        f"warning: {name}: correction 'mine'" for name in ("run", "other")
+    ]
+    refused([*asked, "--config.eval.correction="], "correction ('mine' there, '' here)")
 
 
 @pytest.mark.slow
@@ -97,6 +125,8 @@ def test_homing(command, refused, run_folder):
     assert answer.code == 0, answer
     found = files.read(run_folder / "homing")
     (eight,) = found["classes"]
+    model = results.read_results(run_folder / "eval/homing")["model"]
+    assert (found["checkpoint"], found["step"]) == (model["checkpoint"], model["step"])
     full = results.read_per_sample(run_folder / "eval/homing")
     without = results.read_per_sample(run_folder / "homing/8/eval/homing")
     assert set(without["id"]) == set(full["id"][full["label"] != 8])
@@ -170,6 +200,27 @@ def test_comparisons_that_cannot_be(refused, run_folder, tmp_path):
     ):
         refused(["--mode=diagnose", f"--workdirs={run_folder},{changed(change)}"], expected)
         shutil.rmtree(tmp_path / "changed")
+    both = ["--mode=diagnose", f"--workdirs={run_folder},{changed(lambda config: None)}"]
+    refused(both, f"{run_folder} and {tmp_path / 'changed'} are both seed 0 of ima; give each seed once")
+    changed(lambda config: config.update(seed=1))
+    keep_correction(run_folder)
+    refused([*both, "--config.eval.correction=mine"], f"{tmp_path / 'changed'} has no such correction (it has none)")
+    assert not (run_folder / "diagnosis").exists()
+
+
+def test_what_makes_runs_seeds_of_one_method(run_folder):
+    kept = json.loads((run_folder / "config.json").read_text())
+
+    def called(**changes) -> list[str]:
+        return comparing._methods([configs.from_plain(kept), configs.from_plain({**kept, "seed": 1, **changes})])
+
+    assert called() == ["ima", "ima"]
+    assert called(epochs=8) == ["ima (epochs=2)", "ima (epochs=8)"]
+    assert called(patience=3) == ["ima (patience=None)", "ima (patience=3)"]
+    assert called(checkpoint={"best_by": "sum"}) == ["ima (checkpoint.best_by=mean)", "ima (checkpoint.best_by=sum)"]
+    assert called(checkpoint={"keep": 5}) == ["ima", "ima"]
+    assert called(monitor={**kept["monitor"], "every": 2}) == ["ima (monitor.every=1)", "ima (monitor.every=2)"]
+    assert called(monitor={**kept["monitor"], "norm": "linf"}) == ["ima", "ima"]  # which None stands for
 
 
 def test_no_checkpoint(refused, run_folder):

@@ -102,8 +102,15 @@ def content(
     norm: str,
     epsilon: float,
     split: str,
+    checkpoint: str | None = None,
+    step: int | None = None,
 ) -> dict[str, Any]:
-    """The content of homing's classwise.json."""
+    """The content of homing's classwise.json.
+
+    Args:
+      checkpoint, step: of the model that knows all classes, where it is one of a run.
+    """
+    model = {"checkpoint": checkpoint, "step": step}
     classes = [_plain(one) if isinstance(one, Home) else dict(one) for one in homes]
     order = {name: k for k, name in enumerate(class_names)}
     classes.sort(key=lambda one: order[one["left_out"]])
@@ -115,6 +122,7 @@ def content(
             "norm": norm,
             "epsilon": float(epsilon),
             "split": split,
+            **{name: value for name, value in model.items() if value is not None},
             "class_names": class_names,
             "classes": classes,
             "verdict": [line(one, class_names) for one in classes],
