@@ -8,6 +8,7 @@ from jax_advtrain import config as configs
 from jax_advtrain.config_check import validate
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import comparison, results
+from jax_advtrain.evaluation.one_class import one_class_warnings
 from jax_advtrain.reports import comparison as tables
 from jax_advtrain.reports import comparison_figure
 from jax_advtrain.reports.page.render import REPORT_NAME
@@ -171,6 +172,10 @@ def _write(asked: Any, folder: Path, display: Display, found: Sequence[Run]) -> 
         tables.write_tables(compared, folder / "comparison")
         comparison_figure.comparison_figure(compared, folder / "comparison.png")
     display.table(f"{len(found)} runs, {compared['samples'][0]} samples", tables.rows_of_text(compared))
+    for method, facts in methods.items():
+        for one in facts:
+            for line in one_class_warnings(results.records_of(one.evaluations[0].results)):
+                display.say(f"warning: {method}, seed {one.seed}: {line}")
     for run in found:
         if not (run.folder / REPORT_NAME).exists():  # finished before runs had one
             reporting.report_run(run.config, run.folder, display)
