@@ -141,6 +141,8 @@ def _overridden(
 def _add_model_fields(config: ml_collections.ConfigDict, argv: list[str], base: str) -> None:
     """A config holds those fields of its network that its file sets; here also those that the command line will set."""
     whole: Any = config
+    if base and "base" not in config:  # no grid, which its check says
+        return
     model = whole.base.model if base else whole.model
     pattern = rf"-{{1,2}}(?:no)?config\.{re.escape(base)}model\.(\w+)(?:=(.*))?"
     matches = [re.fullmatch(pattern, argument, re.DOTALL) for argument in argv[1:]]

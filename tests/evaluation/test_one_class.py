@@ -74,6 +74,7 @@ def bright(path, *class_names):
     return config
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_there_says_so_in_its_lines_and_at_its_end(tmp_path):
     """An attack may make any image any other: the constant is the optimum."""
     config = bright(tmp_path / "bright.npz", "dim", "bright")

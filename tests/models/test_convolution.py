@@ -132,6 +132,7 @@ def test_under_shard_map(lowering):
     check_under_shard_map(lowering, 1e-3)
 
 
+@pytest.mark.slow
 def test_float64_and_four_devices():
     # both are settings of the whole process
     code = (

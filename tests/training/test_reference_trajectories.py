@@ -202,6 +202,7 @@ def test_trajectory(reference_dir, name, compact):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(X64, reason="this is the float64 process")
 def test_float64_in_its_own_process(float64_process):
     output, _ = float64_process.communicate(timeout=500)

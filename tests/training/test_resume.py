@@ -152,6 +152,7 @@ def moments(seed: int, count: int) -> list[tuple[int, float]]:
     return [(draw.randint(0, 1) + number * (EPOCHS - 2) // count, draw.uniform(0, 0.2)) for number in range(count)]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(train, command, tiny_config, finished, tmp_path):
     folder = tmp_path / "run"
     assert kill(train, folder, moments(seed=0, count=2)) >= 1
