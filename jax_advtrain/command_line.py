@@ -141,13 +141,11 @@ def _overridden(
 def _add_model_fields(config: ml_collections.ConfigDict, argv: list[str], base: str) -> None:
     """A config holds those fields of its network that its file sets; here also those that the command line will set."""
     whole: Any = config
-    if base and "base" not in config:  # no grid, which its check says
-        return
-    model = whole.base.model if base else whole.model
     pattern = rf"-{{1,2}}(?:no)?config\.{re.escape(base)}model\.(\w+)(?:=(.*))?"
     matches = [re.fullmatch(pattern, argument, re.DOTALL) for argument in argv[1:]]
     given = {match[1]: match[2] for match in matches if match}
     try:
+        model = whole.base.model if base else whole.model
         known = models.field_names(given.get("name") or model.name)
     except (ValueError, AttributeError):  # the check of the whole config says what is wrong
         return
@@ -160,14 +158,16 @@ def _add_model_fields(config: ml_collections.ConfigDict, argv: list[str], base: 
 def _emptied(config: ml_collections.ConfigDict, argv: list[str], base: str) -> list[str]:
     """The arguments without those that set an optional field to None, which the config then holds: to its flag None is
     no number."""
-    left = []
+    left: list[str] = []
+    names = dict(_fields(config))
     for argument in argv:
-        match = re.fullmatch(rf"-{{1,2}}config\.{re.escape(base)}([\w.]+)=None", argument)
-        if match is None or match[1] not in OPTIONAL:
+        match = re.fullmatch(rf"-{{1,2}}config\.({re.escape(base)}([\w.]+))=None", argument)
+        if match is None or match[2] not in OPTIONAL or match[1] not in names:
             left.append(argument)
             continue
+        left = [one for one in left if re.match(rf"-{{1,2}}config\.{re.escape(match[1])}=", one) is None]
         with config.ignore_type():
-            config.update_from_flattened_dict({f"{base}{match[1]}": None})
+            config.update_from_flattened_dict({match[1]: None})
     return left
 
 

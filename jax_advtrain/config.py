@@ -226,6 +226,12 @@ def identity(config: Any) -> dict[str, Any]:
     return kept
 
 
+def moved(kept: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """The plain config of a complete run, which says by which rules it was made, with the place where data lie now."""
+    now = plain(config)["data"]
+    return {**kept, "data": {**kept["data"], **{name: now[name] for name in _FREE_DATA_FIELDS if name in now}}}
+
+
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of the fields in which two plain configs differ."""
     found = []

@@ -81,11 +81,13 @@ def one_minus_dice(
 
 
 def segmented(outputs: Float[Array, "batch *space classes"]) -> dict[str, jax.Array]:
-    """What an evaluation keeps: the class of every pixel, and the mean over pixels of its softmax probability."""
-    kind = jnp.uint8 if outputs.shape[-1] <= 256 else jnp.int32
-    confidence = jnp.max(jax.nn.softmax(outputs, axis=-1), axis=-1)
+    """What an evaluation keeps: the class of every pixel, and the mean over pixels of its softmax probability; of NaN
+    -1 and 0."""
+    kind = jnp.int8 if outputs.shape[-1] <= 128 else jnp.int32
+    prediction = losses.predict(outputs)
+    confidence = jnp.where(prediction < 0, 0, jnp.max(jax.nn.softmax(outputs, axis=-1), axis=-1))
     return {
-        "prediction": losses.predict(outputs).astype(kind),
+        "prediction": prediction.astype(kind),
         "confidence": confidence.mean(tuple(range(1, confidence.ndim))),
     }
 

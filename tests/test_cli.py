@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jax_advtrain import command_line
+from jax_advtrain.config_check import validate
 
 
 def program(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,6 +70,10 @@ def test_overrides(tiny_config):
     assert (config.eval.epsilons_linf, config.model.hidden, config.monitor.norm) == ((0.3,), (8, 8), "l2")
 
 
+NO_LIMIT = "--config.eval.num_samples=None"
+BARE = "from jax_advtrain.config import base\n\ndef get_config():\n    return base()\n"
+
+
 def test_any_field_of_the_network_and_no_limit(tiny_config):
     """The config file sets model.hidden alone; num_samples has a number by default."""
     asked = command_line.read(
@@ -81,10 +86,17 @@ def test_any_field_of_the_network_and_no_limit(tiny_config):
     assert "std" not in asked.config.model
     assert asked.config.analysis.num_samples is None and asked.config.eval.num_samples is None
     assert asked.config.equilibrium.num_samples == 7
-    other = command_line.read(
-        ["main.py", "--config=digits_ima.py", "--config.model.name=resnet", "--config.model.depth=20"]
-    )
-    assert other is not None and other.config.model.depth == 20
+    kept = command_line.read(["main.py", f"--config={tiny_config}", "--config.eval.num_samples=5", NO_LIMIT])
+    assert kept is not None and kept.config.eval.num_samples is None  # the last one counts
+
+
+def test_another_network_with_fields_of_its_own(tmp_path):
+    (tmp_path / "bare.py").write_text(BARE)
+    asked = ["main.py", f"--config={tmp_path}/bare.py", "--config.model.name=mlp", "--config.model.hidden=(7,)"]
+    found = command_line.read(asked)
+    assert found is not None
+    validate(found.config, num_devices=1)
+    assert found.config.model.to_dict() == {"name": "mlp", "hidden": (7,)}
 
 
 def test_one_command_line_leaves_nothing_for_the_next(tiny_config):

@@ -54,7 +54,9 @@ def logit_margin(logits: Float[Array, "batch classes"], labels: Int[Array, "batc
 def soft_logit_margin(logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
     """logsumexp_{j != y} z_j - z_y: IMA's own; its gradient does not vanish where the model is confident."""
     true = _true_logit(logits, labels)
-    return jax.nn.logsumexp(_others(logits, labels), axis=-1) - true
+    # A finite least, or the gradient would be NaN where a model gives -inf to every other class.
+    others = jnp.maximum(_others(logits, labels), jnp.finfo(logits.dtype).min / 2)
+    return jax.nn.logsumexp(others, axis=-1) - true
 
 
 def difference_of_logits_ratio(

@@ -105,7 +105,7 @@ def _image_shape(tree: folder_tree.Tree, config: dict[str, Any]) -> tuple[int, i
     if channels is None and kinds[True] and kinds[False]:
         rarer = min(kinds, key=lambda is_grey: kinds[is_grey])
         _LOG.warning(
-            "%d images are grey and %d in colour, such as %s: all are read as colour; data.channels=1 makes all grey",
+            "%d images are grey, %d in colour (of the fewer, %s): all become colour; data.channels=1 makes them grey",
             *(kinds[True], kinds[False], last[rarer]),
         )
     return height, width, channels or (3 if kinds[False] else 1)

@@ -8,8 +8,8 @@ def first_positions(labels: Int[np.ndarray, "samples"], count: int) -> Int[np.nd
     """Positions of `count` samples, rising: the first ones; where the labels lie class by class, as those of a folder
     of images do, the first ones of every class, each in its share.
 
-    Published figures on "the first 1,000" are on sets whose order is random; there this is the first 1,000. Of a set
-    without a class, so many as it had of the others are the same samples.
+    Published figures on "the first 1,000" are on sets whose order is random; there this is the first 1,000. Of the same
+    set without a class, so many as it had of the others are the same samples, if both or neither lie class by class.
 
     Args:
       count: taken as the number of samples where it is larger.

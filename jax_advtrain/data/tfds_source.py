@@ -104,15 +104,17 @@ def open_tfds(config: dict[str, Any]) -> Source:
 
     def overlap(one: str, other: str) -> bool:
         try:
-            return any(_meet(a, b) for a in stretches(one) for b in stretches(other))
+            pairs = itertools.product(stretches(one), stretches(other))
         except (ValueError, KeyError):  # `records` says which split is not there
             return False
+        return any(_meet(*pair) for pair in pairs)
 
     train = config["train_split"] or "train"
     test = config["test_split"] or ("test" if "test" in available else None)
     validation = config["validation_split"]
-    if not validation and "validation" in available and not (test and overlap(test, "validation")):
-        validation = "validation"
+    if not validation and "validation" in available:
+        is_used = any(overlap(split, "validation") for split in (train, test) if split)
+        validation = None if is_used else "validation"
     parts = {"train": train, "validation": validation, "test": test}
     for one, other in itertools.combinations([part for part in parts if parts[part]], 2):
         if overlap(parts[one], parts[other]):

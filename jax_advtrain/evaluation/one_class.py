@@ -27,7 +27,7 @@ def one_class_warnings(records: Sequence[Record]) -> list[str]:
         if k is not None:
             lines.append(
                 f"{record.split}, clean: the samples of class {k} are all right and no others, as if the model always "
-                f"said class {k}: {record.accuracy:.1%} is that class's share, at whatever radius, and no robustness. "
+                f"said class {k}: {record.accuracy:.1%} is then that class's share, at any radius, and no robustness. "
                 "Train at a smaller radius or one that grows; choose the checkpoint by its worst class too "
                 "(checkpoint.best_by='sum')"
             )

@@ -81,6 +81,7 @@ def of_run(held: Holdings, folder: Path) -> Commands:
             found.append((f"What lies in eval/{name}:", line(there, f"--mode={mode}", *flags)))
     for name, facts in held.homings:
         flags = [f"--config.analysis.name={name.removeprefix('homing-')}"] if name != "homing" else []
+        flags += _flags("eval", facts, config["eval"], ("checkpoint",))
         for one in facts["classes"][:_MOST_HOMINGS]:
             command = line(there, "--mode=homing", *flags, flag("analysis.leave_out", one["left_out"]))
             found.append((f"Training without {one['left_out']}:", command))

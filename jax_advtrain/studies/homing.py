@@ -15,6 +15,7 @@ from jax_advtrain.config_check import analysed_radius
 from jax_advtrain.data import Dataset, fields
 from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation import results
+from jax_advtrain.evaluation.attack_dataset import first
 from jax_advtrain.evaluation.classwise import files, from_per_sample, home
 from jax_advtrain.evaluation.records import WORST_OF
 from jax_advtrain.reports import classwise_runs as pictures
@@ -57,7 +58,9 @@ def home_run(config: Any, folder: Path | str, display: Display | None = None) ->
     for place, one in ((folder, config), *((places[name], reduced[name]) for name in asked)):
         _refuse_other(_evaluating(one, config, None), place / "eval" / name, which)
     for left_out in asked:
-        opening.set_up(reduced[left_out], places[left_out])
+        _refuse_other_samples(
+            experiment, opening.set_up(reduced[left_out], places[left_out]), full_data, config, left_out
+        )
     norm, epsilon = analysed_radius(config)
     full_config = _evaluating(config, config, config.analysis.num_samples)
     target = folder / "eval" / name
@@ -114,7 +117,7 @@ def _reduced(config: Any, experiment: Experiment, full_data: Dataset, left_out: 
         other.data.exclude_how = "relabel"
         # The first so many of what is left: as many as the full run had of the other classes.
         if config.data.num_train is not None:
-            carved = config.data.num_train == len(splits.train) + len(splits.validation)
+            carved = _is_carved(config, experiment)
             labels = [splits.train.labels, *([splits.validation.labels] if carved else [])]
             other.data.num_train = int((np.concatenate(labels) != label).sum())
         if config.data.num_test is not None:
@@ -123,6 +126,36 @@ def _reduced(config: Any, experiment: Experiment, full_data: Dataset, left_out: 
         other.analysis.leave_out = ""
         other.beside = {}
     return other
+
+
+def _refuse_other_samples(
+    full: Experiment, reduced: Experiment, full_data: Dataset, config: Any, left_out: str
+) -> None:
+    """Both models are attacked, and trained, on the same images, but for those of the class. "The first so many" are
+    others where the set lies class by class only with the class, or only without it."""
+
+    def chosen(experiment: Experiment) -> set[int]:
+        train, validation = experiment.splits.train, experiment.splits.validation
+        name = train.class_names.index(left_out) if left_out in train.class_names else -1
+        parts = [train, validation] if _is_carved(config, full) else [train]
+        return {int(one) for part in parts for one in part.ids[part.labels != name]}
+
+    wanted = full_data.ids[full_data.labels != full_data.class_names.index(left_out)]
+    here = first(getattr(reduced.splits, config.analysis.split), len(wanted)).ids
+    wrong = "analysis.num_samples and data.num_test" if set(wanted.tolist()) != set(here.tolist()) else ""
+    if config.data.num_train is not None and chosen(full) != chosen(reduced):
+        wrong = "data.num_train"
+    if wrong:
+        raise ConfigError(
+            f"homing without {left_out}: the first so many samples are others without this class, for the set lies "
+            f"partly class by class; set {wrong} to None"
+        )
+
+
+def _is_carved(config: Any, experiment: Experiment) -> bool:
+    """Whether data.num_train counts the validation samples too."""
+    splits = experiment.splits
+    return config.data.num_train == len(splits.train) + len(splits.validation)
 
 
 def _evaluating(own: Any, config: Any, num_samples: int | None) -> Any:

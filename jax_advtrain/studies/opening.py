@@ -19,7 +19,7 @@ from jax_advtrain.evaluation import results, suite
 from jax_advtrain.evaluation.attack_dataset import first
 from jax_advtrain.training import experiment as experiments
 from jax_advtrain.training import loop, workdir
-from jax_advtrain.training.checkpoints import BEST, LAST, Checkpoints, Saved
+from jax_advtrain.training.checkpoints import LAST, Checkpoints, Saved
 from jax_advtrain.training.display import Display
 from jax_advtrain.training.experiment import Experiment
 from jax_advtrain.training.state import TrainState
@@ -84,12 +84,11 @@ def set_up(config: Any, folder: Path, *, is_training: bool = True) -> Experiment
 
 def _refuse_orphans(folder: Path) -> None:
     """Results whose weights are gone: a training from the beginning would take them for its own."""
-    for which in (LAST, BEST):
-        if (folder / "eval" / which / results.RESULTS_NAME).exists():
-            raise ConfigError(
-                f"{folder} holds results (eval/{which}) of a run whose checkpoints are gone: give another --workdir, "
-                "or move its folder eval away to train from the beginning"
-            )
+    for found in sorted((folder / "eval").glob(f"*/{results.RESULTS_NAME}"))[:1]:
+        raise ConfigError(
+            f"{folder} holds results (eval/{found.parent.name}) of a run whose checkpoints are gone: give another "
+            "--workdir, or move its folder eval away to train from the beginning"
+        )
 
 
 def samples(experiment: Experiment, section: str, config: Any) -> Dataset:
@@ -115,11 +114,13 @@ def notices(experiment: Experiment) -> list[str]:
         if not len(split) or split.is_dense:
             continue
         counts = np.bincount(split.labels, minlength=split.num_classes)
-        empty = [split.class_names[k] for k in np.flatnonzero(counts == 0)]
+        kept = split.kept_classes  # others that were left out on purpose may keep their numbers
+        meant = kept if kept is not None and len(kept) < split.num_classes else range(split.num_classes)
+        empty = [split.class_names[k] for k in meant if not counts[k]]
         if empty:
             more = ", ..." if len(empty) > 5 else ""
             lines.append(
-                f"{name} has no sample of {len(empty)} of the {split.num_classes} classes: {', '.join(empty[:5])}{more}"
+                f"{name} has no sample of {len(empty)} of the {len(meant)} classes: {', '.join(empty[:5])}{more}"
             )
     return lines
 

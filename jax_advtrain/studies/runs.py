@@ -47,9 +47,9 @@ def train_and_evaluate(config: Any, folder: Path | str, display: Display | None 
             if is_complete:
                 for name, path in done.items():
                     evaluations.refuse_other_settings(config, path, name)
-        if not is_complete:  # else the config there says how this run was made: by which rule its best was chosen
-            workdir.write_config(folder, configs.plain(config))
-            workdir.write_fingerprints(folder, opening.fingerprints(experiment))
+        kept = workdir.read_config(folder) if is_complete else None
+        workdir.write_config(folder, configs.plain(config) if kept is None else configs.moved(kept, config))
+        workdir.write_fingerprints(folder, opening.fingerprints(experiment))
         if is_complete:
             display.say(f"this run is complete: {config.epochs} epochs are trained and evaluated")
             found = {name: results.read_results(path) for name, path in done.items()}

@@ -162,8 +162,8 @@ def _summary(line: dict[str, Any]) -> str:
     if validation:
         what, name = ("Dice clean", "dice") if "clean_dice" in validation else ("clean", "accuracy")
         parts.append(f"{what} {validation[f'clean_{name}']:.3f}  robust {validation[f'robust_{name}']:.3f}")
-        if _is_one_class(validation):
-            parts.append("(one class for all)")
+        if (k := _only_class(validation)) is not None:
+            parts.append(f"(class {k} alone is right)")
     if "margins" in line:
         parts.append(f"mean margin {line['margins']['mean']:.4f}")
         if line["margins"]["equilibrium"]:
@@ -171,7 +171,7 @@ def _summary(line: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _is_one_class(validation: dict[str, Any]) -> bool:
-    """Whether every clean sample of the monitor got the same class."""
+def _only_class(validation: dict[str, Any]) -> int | None:
+    """The class whose clean samples are all right where no others are: a model that gives one class to everything."""
     counts = validation.get("per_class", {}).get("clean")
-    return counts is not None and only_class(list(map(ClassCount, counts["n"], counts["correct"]))) is not None
+    return None if counts is None else only_class(list(map(ClassCount, counts["n"], counts["correct"])))

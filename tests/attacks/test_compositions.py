@@ -272,9 +272,12 @@ def test_eot_reaches_every_member_and_averages():
     stochastic = attacks.stochastic(jax.tree_util.Partial(noisy, weights))
     attack = pgd(start="clean", num_steps=1, alpha=1.0)
     assert eot(attack, 7).eot_passes == 7
-    composed = eot(until_success(worst_of(rounded(restarts(attack, 2)), targeted_at(attack, 2))), 3)
-    assert all("eot_passes=3" in repr(part.attack) for part in parts(composed, CLASSES))
-    assert np.isfinite(run(composed, keys(BATCH), stochastic, pixels(BATCH), LABELS).score).all()
+    several = worst_of(rounded(restarts(attack, 2)), targeted_at(attack, 2))
+    for composed in (eot(several, 3), eot(until_success(several), 3)):
+        assert all("eot_passes=3" in repr(part.attack) for part in parts(composed, CLASSES))
+    assert np.isfinite(run(eot(several, 3), keys(BATCH), stochastic, pixels(BATCH), LABELS).score).all()
+    with pytest.raises(ValueError, match="one draw of a stochastic model"):
+        run(eot(until_success(several), 3), keys(BATCH), stochastic, pixels(BATCH), LABELS)
     # More passes, a better direction: the mean loss of the noisy model after one step.
     images = np.repeat(pixels(4, low=0.3, high=0.7), 100, axis=0)
     labels = np.repeat(right_labels(model(), images[::100]), 100)

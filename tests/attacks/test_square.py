@@ -242,6 +242,7 @@ def test_neither_jit_nor_waiting_for_the_last_sample_changes_a_result():
         np.testing.assert_allclose(found.images, plain.images, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l1", marks=pytest.mark.slow)])
 def test_square_under_shard_map_and_vmap_and_with_new_numbers(norm):
     images, model, radii = pixels(BATCH), smooth_model(), np.array([0.0, 0.1, 0.4], np.float32)

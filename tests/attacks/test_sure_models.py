@@ -38,6 +38,13 @@ def test_values_of_cross_entropy_are_those_of_float64():
     np.testing.assert_allclose(attacks.binary_cross_entropy(jnp.float32(GAPS), labels), expected, rtol=1e-5)
 
 
+def test_a_class_that_the_model_rules_out():
+    """With -inf for the only other class nothing changes the loss; the gradient is 0, not NaN."""
+    logits, labels = jnp.array([[0.5, -jnp.inf], [-jnp.inf, 0.5]]), jnp.array([0, 1])
+    assert attacks.cross_entropy(logits, labels).tolist() == [0, 0]
+    np.testing.assert_array_equal(_gradient(attacks.cross_entropy, logits, labels), 0)
+
+
 def _sure(scale, images):
     """Three classes; the gap of class 0 to class 1 is scale (x_0 - x_1), and so on in a circle."""
     return scale * jnp.stack([images[:, 0], images[:, 1], images[:, 2]], axis=-1)

@@ -132,6 +132,20 @@ def test_images_of_different_sizes_are_refused(prepare_set):
         load("toy", folder, validation_size=0)
 
 
+def test_an_own_validation_split_that_is_used_otherwise_is_no_validation(prepare_set):
+    import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(shape=(8, 8, 1)), "label": tfds.features.ClassLabel(num_classes=2)}
+    rows = [{"image": Image.new("L", (8, 8), k), "label": k % 2} for k in range(20)]
+    folder = prepare_set(features, {"train": rows[:10], "validation": rows[10:16], "test": rows[16:]})
+    assert [len(part) for part in load("toy", folder)] == [10, 6, 4]
+    assert [len(part) for part in load("toy", folder, train_split="train+validation", validation_size=4)] == [12, 4, 4]
+    half = load("toy", folder, test_split="validation[:50%]", validation_size=2)
+    assert [len(part) for part in half] == [8, 2, 3]
+    with pytest.raises(ValueError, match=r"data.validation_split='validation\[4:\]' and data.train_split='train\+val"):
+        load("toy", folder, train_split="train+validation", validation_split="validation[4:]")
+
+
 def test_images_of_different_sizes_are_resized(prepare_set, photographs, caplog):
     """With one that is cut short among them, and grey ones among coloured."""
     import tensorflow_datasets as tfds

@@ -252,7 +252,8 @@ def test_what_is_left_out_or_made_colour_is_told(image_folder, caplog):
         load(folder, test_size=2)
     others, kinds = (record.getMessage() for record in caplog.records)
     assert others.endswith("are left out: 1 .dcm")
-    assert kinds.startswith("1 images are grey and 20 in colour") and "grey.png: all are read as colour" in kinds
+    assert kinds.startswith("1 images are grey, 20 in colour (of the fewer, ")
+    assert "grey.png): all become colour; data.channels=1 makes them grey" in kinds
 
 
 def test_other_things_that_are_refused(image_folder, tmp_path):

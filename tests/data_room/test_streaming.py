@@ -77,6 +77,7 @@ def test_an_epoch_visits_every_sample_once(folder):
     assert visits(5).positions.tolist() == one.positions.tolist() != again.positions.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_neither_workers_nor_where_it_begins_nor_which_rows_change_a_pixel(folder, workers):
     train = load(folder, augment=("random_resized_crop",)).train

@@ -95,6 +95,7 @@ def test_pgd_at_is_descent_on_the_loss_at_the_pgd_point(norm):
     assert after.sums["attacked_accuracy"] == np.sum(right(before.params, attacked)[VALID])
 
 
+@pytest.mark.slow
 def test_a_warm_up_of_pgd_at_grows_the_radius_epoch_by_epoch():
     def after(epoch, **fields):
         return one_step(tiny(Madry(num_steps=3, **fields)), epoch=epoch)[1].params

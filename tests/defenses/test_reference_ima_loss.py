@@ -276,7 +276,6 @@ def test_one_logit(models, vectors, norm):
     compared.show(f"bin {norm}")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(X64, reason="this is the float64 process")
 def test_float64_in_its_own_process(float64_process):
     output, _ = float64_process.communicate(timeout=500)

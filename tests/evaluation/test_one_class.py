@@ -84,7 +84,9 @@ def test_a_training_that_ends_there_says_so_in_its_lines_and_at_its_end(tmp_path
     display = Display(Console(file=io.StringIO(), soft_wrap=True))
     runs.train_and_evaluate(config, tmp_path / "run", display)
     told = display.console.file.getvalue().splitlines()
-    assert "clean 0.900  robust 0.900  (one class for all)" in next(line for line in told if line.startswith("epoch 3"))
+    assert "clean 0.900  robust 0.900  (class 1 alone is right)" in next(
+        line for line in told if line.startswith("epoch 3")
+    )
     assert any("always said class 1" in line and "90.0%" in line for line in told)
     assert any("0.0% (dim)" in line for line in told)
 
@@ -94,3 +96,6 @@ def test_a_split_without_a_class_is_told(tmp_path):
     lines = [f"{split} has no sample of 1 of the 3 classes: never" for split in ("train", "validation", "test")]
     assert opening.notices(experiment) == lines
     assert opening.notices(experiments.build(bright(tmp_path / "bright.npz", "dim", "bright"), make_mesh())) == []
+    without = bright(tmp_path / "bright.npz", "dim", "bright", "never")
+    without.data.exclude_classes, without.data.exclude_how = "never", "keep"  # on purpose
+    assert opening.notices(experiments.build(without, make_mesh())) == []

@@ -35,6 +35,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_trained_beside_each_other_and_not_twice(command, unchanged, tmp_path):
     (tmp_path / "moons.py").write_text(CONFIG.format(name="moons", loss="bce"))
     run = tmp_path / "run"

@@ -47,6 +47,7 @@ def test_a_full_disk_before_the_first_byte(refused, unchanged, tiny_config, moun
     assert unchanged(folder) == before
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax' threads, cut off in writing
 def test_a_disk_that_fills_up_while_training(
     command, refused, unchanged, tiny_config, finished_run, mount, monkeypatch

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jax_advtrain import command_line
+from jax_advtrain.config import base
+from jax_advtrain.errors import ConfigError
 from jax_advtrain.evaluation.classwise import files, home
 from jax_advtrain.studies import homing, opening
 from jax_advtrain.training.display import Display
@@ -34,6 +37,26 @@ def test_a_class_is_left_out_beside_those_that_the_run_leaves_out(tiny_config, t
     reduced = homing._reduced(config, experiment, data, "8")
     without = opening.set_up(reduced, tmp_path / "without")
     assert without.splits.train.class_names == tuple(name for name in left if name != "8")
+
+
+def test_other_first_samples_without_the_class_are_refused(tmp_path):
+    """Classes a and b by turns, then c: in class order as a whole only without a."""
+    labels = np.concatenate([np.arange(80) % 2, np.full(40, 2)])
+    images = np.arange(120, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    arrays = {f"{part}_{of}": got for part in ("train", "test") for of, got in (("images", images), ("labels", labels))}
+    np.savez(tmp_path / "partly.npz", **arrays, class_names=list("abc"))
+    config: Any = base("standard", "mlp")
+    config.data.name, config.data.path, config.data.validation_size = "partly", str(tmp_path / "partly.npz"), 0
+    config.analysis.num_samples = 60
+    experiment = opening.set_up(config, tmp_path, is_training=False)
+    data = opening.samples(experiment, "analysis", config)
+    for name, field in (("a", "analysis.num_samples"), ("c", "")):
+        reduced = opening.set_up(homing._reduced(config, experiment, data, name), tmp_path / name, is_training=False)
+        if not field:
+            homing._refuse_other_samples(experiment, reduced, data, config, name)
+            continue
+        with pytest.raises(ConfigError, match=field):
+            homing._refuse_other_samples(experiment, reduced, data, config, name)
 
 
 def answer(folder: Path, name: str, *, step: int = 90, checkpoint: str = "best", epsilon: float = 0.1) -> list[str]:

@@ -49,7 +49,7 @@ def test_results_whose_checkpoints_are_gone(refused, unchanged, tiny_config, run
     shutil.rmtree(run_folder / "checkpoints")
     before = unchanged(run_folder)
     refused(
-        [f"--config={tiny_config}", f"--workdir={run_folder}"], "holds results (eval/last) of a run whose checkpoints"
+        [f"--config={tiny_config}", f"--workdir={run_folder}"], "holds results (eval/best) of a run whose checkpoints"
     )
     after = unchanged(run_folder)
     assert {name for name in before if before[name] != after.get(name)} <= {".lock"}

@@ -245,6 +245,7 @@ def test_all_checkpoints_broken_starts_anew(command, tiny_config, partial_run, f
     assert_same_run(folder, finished)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_last_good_checkpoint(command, tiny_config, tmp_path):
     explode = ("schedule=piecewise", "boundaries=(2,)", "values=(1e30,)")
     answer = command(

@@ -111,6 +111,7 @@ def test_the_state_is_donated():
     assert all(leaf.is_deleted() for leaf in leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [IMA, pytest.param(Madry, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_steps_of_the_attack(method):
     batch, sizes = host_batch(8, 8), {}

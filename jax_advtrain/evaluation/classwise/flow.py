@@ -15,7 +15,7 @@ class Edge(NamedTuple):
 
     Attributes:
       source, target: class numbers.
-      count: how many. share: of all images of the source. low, high: its 95% Wilson interval.
+      count: how many. share: of the source's images that got a class (NaN is none). low, high: its 95% Wilson interval.
       reverse: share of the target's images that are taken for the source; NaN where it has none.
       p_value: that both directions are alike (Fisher); NaN where the target has no images.
     """

@@ -72,7 +72,7 @@ def home(full: Observed, without: Observed, kept: Sequence[int], attack: str) ->
     clean, attacked = (translate[one[found]] for one in (without.clean_prediction, without.predictions[attack]))
     wrong = (clean != labels) | (attacked != labels)
     goes = np.where(clean != labels, clean, attacked)  # wrong without any attack: there it is already
-    still, rest = into & wrong, was_right & ~into & (fooled_into != labels)
+    still, rest = into & wrong, was_right & ~into & (fooled_into != labels) & (fooled_into >= 0)
     low, high = wilson(np.array([still.sum()]), np.array([into.sum()]))
     return Home(
         left_out=full.class_names[left[0]],
